@@ -1,0 +1,53 @@
+# `make demo` and `make test` each do their whole set-up in .venv; nothing else is needed but Python 3.11 or newer.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.ready
+CORE := esper.blueprints esper.kasmina esper.leyline esper.tamiyo
+COVERAGE_FLOOR := 90
+
+# One thread per process: the tests and the small models are faster so, and results do not depend on the machine.
+export OMP_NUM_THREADS ?= 1
+
+help:
+	@echo "make setup   create .venv from requirements.lock"
+	@echo "make demo    train, distil and grow a small mixture of experts (about five minutes)"
+	@echo "make test    run every test"
+	@echo "make check   lint, formatting, types, import arrows"
+	@echo "make bench   quick benchmarks"
+	@echo "make clean   remove .venv, caches and build output; results in outputs/ stay"
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; set PYTHON=/path/to/python3."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python train.py +experiment=moe_distill
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 $(CORE:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage *.egg-info
+	find esper tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

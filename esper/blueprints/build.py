@@ -1,0 +1,89 @@
+"""The interpreter: a blueprint becomes a module whose weights depend on the seed alone."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from esper.blueprints.ir import BlueprintIR
+from esper.blueprints.plan import Plan, make_plan
+from esper.blueprints.site import SiteShape
+from esper.leyline.errors import BlueprintDoesNotFit
+
+MAX_PARAMS: Final = 1 << 31
+"""Largest child that will be built, in parameters."""
+
+
+class Child(nn.Module):
+    """A network built from a blueprint; its submodules bear the ids of the blueprint's nodes.
+
+    Args:
+        ir: the blueprint.
+        site: the place that it is built for.
+        plan: the blueprint at that place.
+
+    Shapes:
+        x: what the child reads, in the site's layout with `d_in` or `d_out` features.
+        result: the same axes with `d_out` features: a residual (`zero_residual`) or a replacement (`identity`).
+    """
+
+    def __init__(self, ir: BlueprintIR, site: SiteShape, plan: Plan) -> None:
+        """Make the modules without memory; `build` allocates and initialises them."""
+        super().__init__()
+        self.ir, self.site, self.dims = ir, site, plan.dims
+        self._wiring = tuple((step.id, step.sources) for step in plan.steps)
+        self._result = plan.result
+        for step in plan.steps:
+            self.add_module(step.id, step.op.build(step.inputs, "meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the residual or the replacement, in the precision of `x`."""
+        values = [x]
+        for name, sources in self._wiring:
+            values.append(getattr(self, name)(*[values[source] for source in sources]))
+        return values[self._result].to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Name the blueprint, where it reads and its sizes."""
+        return f"{self.ir.full_name}, reads={self.ir.reads}, dims={self.dims}"
+
+
+def build(
+    ir: BlueprintIR,
+    site: SiteShape,
+    dims: Mapping[str, int] | None = None,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Child:
+    """Build a child; equal arguments give bit-equal weights on every device, and no global state is touched.
+
+    Args:
+        ir: the blueprint.
+        site: the place.
+        dims: chosen values of free sizes; the others take their defaults.
+        seed: seed of the initial weights, 0 or more.
+        device: where the child lives.
+        dtype: precision of its parameters.
+
+    Raises:
+        BlueprintError: a size is unknown.
+        BlueprintDoesNotFit: the site cannot take the blueprint, or the child would be too large.
+
+    Example:
+        >>> from esper.blueprints.library import load_library
+        >>> site = SiteShape("bd", d_in=4, d_out=6)
+        >>> child = build(load_library()["BP-MLP-GELU"].ir, site, {"h": 8}, seed=0)
+        >>> child(torch.ones(2, 6)).abs().sum().item()
+        0.0
+    """
+    plan = make_plan(ir, site, dims)
+    if plan.params > MAX_PARAMS:
+        raise BlueprintDoesNotFit(f"{ir.name} would have {plan.params} parameters; at most {MAX_PARAMS} are allowed.")
+    child = Child(ir, site, plan).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    for step in plan.steps:
+        step.op.reset(child.get_submodule(step.id), generator)
+    return child.to(device, dtype).requires_grad_(ir.trainable)

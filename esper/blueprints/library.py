@@ -1,0 +1,155 @@
+"""The library: blueprints by name, one YAML file each with the graph (`ir`) and the manifest (`manifest`)."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from esper.blueprints.cost import cost
+from esper.blueprints.ir import BlueprintIR, parse_ir
+from esper.blueprints.manifest import BlueprintManifest, parse_manifest
+from esper.blueprints.site import SiteShape
+from esper.leyline.errors import BlueprintError
+
+BUILT_IN: Final = Path(__file__).with_name("library")
+"""Folder of the blueprints that come with Esper."""
+
+MAX_BYTES: Final = 1 << 16
+"""Largest blueprint file that is read."""
+
+_REFERENCE_NUMBERS: Final = 128 * 64
+"""Numbers of one sample at the shape for which manifests state a latency."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A graph and what is known of it.
+
+    Args:
+        ir: the graph.
+        manifest: benefit, risk and needs.
+    """
+
+    ir: BlueprintIR
+    manifest: BlueprintManifest
+
+    def __post_init__(self) -> None:
+        """Check that the graph and the manifest agree."""
+        if self.ir.mergeable != self.manifest.mergeable:
+            raise BlueprintError(f"{self.ir.name}: ir and manifest disagree about mergeable; make them equal.")
+
+    def cost_vector(self, site: SiteShape, dims: Mapping[str, int] | None = None) -> tuple[int, int, float]:
+        """Return parameters, forward FLOPs of one sample and expected latency in ms at this shape.
+
+        The latency is a first guess: the manifest's, in proportion to the numbers that the site writes.
+        """
+        params, macs = cost(self.ir, site, dims)
+        scale = site.tokens * site.d_out / _REFERENCE_NUMBERS
+        return params, 2 * macs, self.manifest.expected_latency_ms * scale
+
+
+class Library:
+    """Blueprints by name.
+
+    Args:
+        blueprints: the members; their names must differ.
+
+    Example:
+        >>> load_library()["BP-MLP-GELU"].ir.full_name
+        'BP-MLP-GELU@1.0.0'
+    """
+
+    def __init__(self, blueprints: Iterable[Blueprint]) -> None:
+        """Index the blueprints by name."""
+        self._by_name: dict[str, Blueprint] = {}
+        for blueprint in blueprints:
+            if blueprint.ir.name in self._by_name:
+                raise BlueprintError(f"two blueprints are called {blueprint.ir.name!r}; rename one.")
+            self._by_name[blueprint.ir.name] = blueprint
+
+    def __getitem__(self, name: str) -> Blueprint:
+        """Return a blueprint.
+
+        Raises:
+            BlueprintError: there is none of that name; the message lists near misses.
+        """
+        if name not in self._by_name:
+            near = get_close_matches(name.upper(), self._by_name, n=3)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise BlueprintError(f"no blueprint {name!r}; {hint}known: {', '.join(self.names())}.")
+        return self._by_name[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is a blueprint of that name."""
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[Blueprint]:
+        """Iterate over the blueprints in the order of their names."""
+        return (self._by_name[name] for name in self.names())
+
+    def __len__(self) -> int:
+        """Return the number of blueprints."""
+        return len(self._by_name)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names in alphabetical order."""
+        return tuple(sorted(self._by_name))
+
+
+def load_library(extra_dirs: Iterable[str | Path] = ()) -> Library:
+    """Return the built-in blueprints and those of further folders.
+
+    Args:
+        extra_dirs: folders of `*.yaml` files, one blueprint each.
+
+    Raises:
+        BlueprintError: a folder is missing, a file is malformed, or a name occurs twice.
+    """
+    folders = [BUILT_IN, *map(Path, extra_dirs)]
+    return Library([read_blueprint(path) for folder in folders for path in _files(folder)])
+
+
+def read_blueprint(path: Path) -> Blueprint:
+    """Return the blueprint of one YAML file.
+
+    Raises:
+        BlueprintError: the file cannot be read or is malformed; the message names it.
+    """
+    try:
+        data = yaml.load(_text(path), _PlainLoader)
+        if not isinstance(data, dict) or set(data) != {"ir", "manifest"}:
+            raise BlueprintError("it must hold exactly 'ir' and 'manifest'.")
+        return Blueprint(parse_ir(data["ir"]), parse_manifest(data["manifest"]))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, BlueprintError) as error:
+        raise BlueprintError(f"{path}: {error}") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise BlueprintError(f"{folder} is not a folder; give a folder of blueprint files (*.yaml).")
+    return sorted(folder.glob("*.yaml"))
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > MAX_BYTES:
+        raise BlueprintError(f"the file is larger than {MAX_BYTES} bytes.")
+    return path.read_text(encoding="utf-8")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain data only; a key given twice, or an alias, is an error."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise BlueprintError("YAML aliases are not allowed; write the value out.")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise BlueprintError(f"line {node.start_mark.line + 1}: key {key!r} is given twice.")
+        return super().construct_mapping(node, deep)

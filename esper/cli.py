@@ -1,0 +1,116 @@
+"""The command line: `esper fit|validate|test|predict` over Lightning's own parser, and `esper blueprints`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from esper import __version__
+from esper.blueprints import Blueprint, load_library
+from esper.config import unknown_key
+from esper.console import plain_errors
+from esper.leyline.errors import ConfigError
+
+__all__ = ["main"]
+
+HELP = """\
+usage: esper COMMAND [options]
+
+  fit         train a model and let it grow:  esper fit --config run.yaml
+  validate    measure the decision part:      esper validate --config run.yaml --ckpt_path last.ckpt
+  test        measure the report part:        esper test --config run.yaml --ckpt_path last.ckpt
+  predict     run a trained model
+  blueprints  list what may grow              [--json]
+
+`esper COMMAND --help` lists the options of a command; `esper --version` prints the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    with plain_errors():
+        return _dispatch(args)
+
+
+def _dispatch(args: list[str]) -> int:
+    name, rest = (args[0], args[1:]) if args else ("--help", [])
+    if name in ("-h", "--help", "--version"):
+        print(__version__ if name == "--version" else HELP.rstrip())
+        return 0
+    if name == "blueprints":
+        return blueprints(rest)
+    return _trainer_command(name)(args)
+
+
+def _trainer_command(name: str) -> Callable[[list[str]], int]:
+    # Torch and Lightning take seconds to import, which listing blueprints need not pay.
+    from esper.run import EsperCLI, command
+
+    names = list(EsperCLI.subcommands())
+    if name not in names:
+        raise ConfigError(unknown_key(name, name, [*names, "blueprints"]).replace("key", "command", 1))
+
+    def start(args: list[str]) -> int:
+        command(args)
+        return 0
+
+    return start
+
+
+def blueprints(args: Sequence[str]) -> int:
+    """Print every blueprint of the library, as a table or as JSON.
+
+    Example:
+        >>> blueprints(["--json"])
+        [...BP-ATTN-STD...]
+        0
+    """
+    parser = argparse.ArgumentParser(prog="esper blueprints", description="List what may grow.")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    as_json = parser.parse_args(args).json
+    records = [_record(blueprint) for blueprint in load_library()]
+    if as_json:
+        print(json.dumps(records, indent=2))
+    else:
+        _print_table(records)
+    return 0
+
+
+def _record(blueprint: Blueprint) -> dict[str, Any]:
+    ir, manifest = blueprint.ir, blueprint.manifest
+    return {
+        "name": ir.name,
+        "version": ir.version,
+        "id": ir.id,
+        "reads": [ir.reads, *ir.also_reads],
+        "layouts": list(ir.layouts),
+        "site_kinds": list(ir.site_kinds),
+        **manifest.model_dump(mode="json"),
+    }
+
+
+def _print_table(records: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{len(records)} blueprints")
+    for title in ("blueprint", "version", "reads", "layouts", "gain prior", "risk", "merges", "what it is"):
+        table.add_column(title, no_wrap=title == "blueprint")
+    for record in records:
+        table.add_row(
+            record["name"],
+            record["version"],
+            ", ".join(record["reads"]),
+            ", ".join(record["layouts"]),
+            f"{record['benefit_prior'][0]:.2f}",
+            f"{record['risk_score']:.2f}",
+            "yes" if record["mergeable"] else "",
+            record["summary"],
+        )
+    Console().print(table)

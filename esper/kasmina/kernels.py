@@ -1,0 +1,76 @@
+"""The contract through which Kasmina gets kernels, whoever makes them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from esper.blueprints import BlueprintIR, SiteShape
+
+
+@dataclass(frozen=True)
+class KernelRequest:
+    """What kernel is wanted, for which site.
+
+    Args:
+        blueprint: name of the blueprint.
+        site: layout and sizes of the place.
+        reads: `declared`, `output` or `input`.
+        dims: sizes of the free dimensions, sorted by name.
+    """
+
+    blueprint: str
+    site: SiteShape
+    reads: str = "declared"
+    dims: tuple[tuple[str, int], ...] = ()
+
+
+KernelFactory = Callable[[int, torch.device], nn.Module]
+"""Makes a child with fresh weights from a seed, on a device."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A verified kernel, ready to be instantiated.
+
+    Args:
+        kernel_id: `<ir hash>-<target>-<pipeline>-<toolchain hash>`.
+        ir: blueprint that it computes.
+        params: parameters of one child.
+        macs: multiply-accumulates per sample.
+        nbytes: memory that the kernel holds while cached, in bytes.
+        make: factory of children.
+    """
+
+    kernel_id: str
+    ir: BlueprintIR
+    params: int
+    macs: int
+    nbytes: int
+    make: KernelFactory
+
+
+class KernelStore(ABC):
+    """Gives kernels without ever making the caller wait."""
+
+    @abstractmethod
+    def prefetch(self, request: KernelRequest) -> None:
+        """Start to make the kernel ready; returns at once and may be called again."""
+
+    @abstractmethod
+    def poll(self, request: KernelRequest) -> Kernel | None:
+        """Return the kernel when it is ready, None while it is not.
+
+        Raises:
+            KernelError: the kernel cannot be had; the message says why.
+        """
+
+    @abstractmethod
+    def evict(self, kernel_id: str) -> None:
+        """Never offer this kernel again: it failed at run time."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release threads and files; may be called twice."""

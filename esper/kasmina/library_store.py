@@ -1,0 +1,124 @@
+"""The fast tier: kernels built from the blueprint library on a background thread."""
+
+import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import final
+
+import torch
+
+
+from esper.blueprints import BlueprintIR, Library, SiteShape, build, cost, load_library, why_not
+from esper.kasmina.cache import KernelCache
+from esper.kasmina.kernels import Kernel, KernelRequest, KernelStore
+from esper.leyline.errors import EsperError, KernelError
+
+_TOOLCHAIN = hashlib.sha256(f"torch-{torch.__version__}".encode()).hexdigest()[:12]
+_WARM_UP_SAMPLES = 2
+
+
+@final
+class LibraryKernelStore(KernelStore):
+    """Builds eager children from the library; verification and warm-up run off the training thread.
+
+    Args:
+        library: blueprints; None loads the shipped library.
+        cache: ready kernels; None makes a cache of the default size.
+    """
+
+    def __init__(self, library: Library | None = None, cache: KernelCache | None = None) -> None:
+        """Start nothing yet: the background thread is made with the first build."""
+        self.library = library if library is not None else load_library()
+        self.cache = cache if cache is not None else KernelCache()
+        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: dict[KernelRequest, Future[Kernel]] = {}
+        self._banned: set[str] = set()
+
+    def prefetch(self, request: KernelRequest) -> None:
+        """Queue the build unless it is ready or under way."""
+        if request not in self._under_way and self.cache.get(request) is None:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-kernels")
+            self._under_way[request] = self._pool.submit(self._ingest, request)
+
+    def poll(self, request: KernelRequest) -> Kernel | None:
+        """Return the kernel if it is ready; start it if nobody did."""
+        kernel = self.cache.get(request)
+        if kernel is None:
+            kernel = self._collect(request)
+        if kernel is not None and kernel.kernel_id in self._banned:
+            raise KernelError(f"kernel {kernel.kernel_id} failed in this run and is not offered again.")
+        return kernel
+
+    def _collect(self, request: KernelRequest) -> Kernel | None:
+        future = self._under_way.get(request)
+        if future is None:
+            self.prefetch(request)
+            return None
+        if not future.done():
+            return None
+        del self._under_way[request]
+        try:
+            kernel = future.result(timeout=0)
+        except EsperError:
+            raise
+        except Exception as error:
+            raise KernelError(f"{request.blueprint} failed to build: {error}") from error
+        self.cache.put(request, kernel)
+        return kernel
+
+    def evict(self, kernel_id: str) -> None:
+        """Drop the kernel and refuse it from now on."""
+        self._banned.add(kernel_id)
+        self.cache.evict(kernel_id)
+
+    def close(self) -> None:
+        """Stop the background thread; queued builds are dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
+        self._under_way = {r: f for r, f in self._under_way.items() if not f.cancelled()}
+
+    def _ingest(self, request: KernelRequest) -> Kernel:
+        ir = self.library[request.blueprint].ir
+        if request.reads != "declared":
+            ir = ir.reading(request.reads)
+        reason = why_not(ir, request.site)
+        if reason is not None:
+            raise KernelError(f"{request.blueprint} does not fit the site: {reason}")
+        dims = dict(request.dims)
+        price = cost(ir, request.site, dims)
+        kernel = Kernel(
+            kernel_id=kernel_id(ir, request.site, dims),
+            ir=ir,
+            params=price.params,
+            macs=price.macs,
+            nbytes=4 * price.params,
+            make=lambda seed, device: build(ir, request.site, dims, seed=seed, device=device),
+        )
+        _warm_up(kernel, request.site)
+        return kernel
+
+
+def kernel_id(ir: BlueprintIR, site: SiteShape, dims: dict[str, int]) -> str:
+    """Return `<ir hash>-<target>-<pipeline>-<toolchain hash>` of an eager kernel."""
+    sizes = "x".join(f"{name}{size}" for name, size in sorted(dims.items())) or "fixed"
+    target = f"{site.layout}.{site.d_in}.{site.d_out}.{sizes}"
+    return f"{ir.id[:16]}-{target}-eager-{_TOOLCHAIN}"
+
+
+def _warm_up(kernel: Kernel, site: SiteShape) -> None:
+    child = kernel.make(0, torch.device("cpu"))
+    width = site.d_out if kernel.ir.reads == "output" else site.d_in
+    with torch.no_grad():
+        result = child(torch.zeros(_example_shape(site, width)))
+    if not torch.isfinite(result).all():
+        raise KernelError(f"{kernel.kernel_id} returned a non-finite value in its warm-up.")
+
+
+def _example_shape(site: SiteShape, width: int) -> tuple[int, ...]:
+    if site.layout == "bchw":
+        side = max(1, round(site.tokens**0.5))
+        return (_WARM_UP_SAMPLES, width, side, max(1, site.tokens // side))
+    return (_WARM_UP_SAMPLES, site.tokens, width) if site.layout == "btd" else (_WARM_UP_SAMPLES, width)
+
+

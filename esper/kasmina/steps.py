@@ -1,0 +1,99 @@
+"""What the seeds do between boundaries: sample health, move alpha, count steps."""
+
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from esper.kasmina.bank import SeedBank
+from esper.kasmina.layer import KasminaLayer
+from esper.kasmina.strategies import GraftingStrategy, GraftObservation, make_strategy
+from esper.leyline.ids import SeedId
+from esper.leyline.states import SeedState
+
+
+class SeedStepper:
+    """Follows the training steps of one run for a bank.
+
+    Args:
+        bank: seeds of the model.
+    """
+
+    def __init__(self, bank: SeedBank) -> None:
+        """Start without strategies: they are made, or restored from the records, when first needed."""
+        self.bank = bank
+        self._strategies: dict[SeedId, GraftingStrategy] = {}
+        self._pretrainers: dict[SeedId, AdamW] = {}
+
+    def begin(self, step: int) -> None:
+        """Open or close the sampling of health for this step."""
+        every = self.bank.config.telemetry_every
+        sampling = every > 0 and step % every == 0
+        for layer in self.bank.all_layers():
+            layer.sampling = sampling
+
+    def observe_gradients(self) -> None:
+        """Sample the newborn/incumbent gradient ratio of every graft, after a backward pass on a sampled step."""
+        for seed, graft in self.bank.grafted().items():
+            layer = self.bank.layer(seed.layer)
+            if layer.sampling and (incumbent := _rms_gradient(layer.site)) > 0:
+                layer.add_health("newborn_incumbent_ratio", _rms_gradient(graft.child) / incumbent)
+
+    def end(self, loss: float) -> None:
+        """Finish a training step: own updates of reconstruction, ramps, stage clocks."""
+        for seed, record in self.bank.records.items():
+            record.tick()
+            state = SeedState(record.state)
+            if state is SeedState.TRAINING:
+                self._pretrain(seed)
+            elif state is SeedState.GRAFTING:
+                self._ramp(seed, loss)
+
+    def forget(self, seed: SeedId) -> None:
+        """Drop what is kept for a seed whose child is gone."""
+        self._strategies.pop(seed, None)
+        self._pretrainers.pop(seed, None)
+
+    def _ramp(self, seed: SeedId, loss: float) -> None:
+        graft, record, layer = self.bank.graft(seed), self.bank.records[seed], self.bank.layer(seed.layer)
+        if graft is None:
+            return
+        strategy = self._strategy(seed)
+        drift = graft.drift(layer.site) if strategy.needs_drift else 0.0
+        norm = graft.grad_norm() if strategy.needs_grad_norm else 0.0
+        graft.set_alpha(strategy.update(GraftObservation(loss, drift, norm)))
+        record.strategy_state = strategy.state_dict()
+        layer.refresh()
+
+    def _strategy(self, seed: SeedId) -> GraftingStrategy:
+        if seed not in self._strategies:
+            record = self.bank.records[seed]
+            strategy = make_strategy(record.strategy, self.bank.config.ramp_steps)
+            strategy.load_state_dict(record.strategy_state)
+            self._strategies[seed] = strategy
+        return self._strategies[seed]
+
+    def _pretrain(self, seed: SeedId) -> None:
+        graft = self.bank.graft(seed)
+        if graft is None or graft.pending is None:
+            return
+        if seed not in self._pretrainers:
+            self._pretrainers[seed] = AdamW(graft.child.parameters(), lr=self.bank.config.reconstruction_lr)
+        optimizer = self._pretrainers[seed]
+        optimizer.zero_grad()
+        graft.pending.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        graft.pending = None
+
+
+def drain_health(layer: KasminaLayer) -> Tensor:
+    """Return the layer's mean health since the last call, [chunks, metrics] on the CPU; NaN where not sampled."""
+    mean = (layer.health / layer.samples).cpu()
+    layer.health.zero_()
+    layer.samples.zero_()
+    return mean
+
+
+def _rms_gradient(module: nn.Module) -> float:
+    grads = [p.grad.detach() for p in module.parameters() if p.grad is not None]
+    count = sum(g.numel() for g in grads)
+    return float(sum(g.square().sum() for g in grads) / count) ** 0.5 if count else 0.0

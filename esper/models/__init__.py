@@ -1,0 +1,8 @@
+"""Models: the plain networks that Esper's own experiments grow; they know nothing of Esper."""
+
+from esper.models.bytelm import ByteLM
+from esper.models.flops import macs, parameter_count
+from esper.models.mlp import MLP
+from esper.models.moe import MoEByteLM
+
+__all__ = ["MLP", "ByteLM", "MoEByteLM", "macs", "parameter_count"]

@@ -1,0 +1,52 @@
+"""A plain multi-layer perceptron: the host of tasks A (spirals) and B (digits)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from types import MappingProxyType
+
+from torch import Tensor, nn
+
+from esper.leyline.errors import ConfigError
+
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
+    {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+)
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them; inputs are flattened.
+
+    Linear layers sit at the even places: `layers.0`, `layers.2`, ... The default (task A) has 469
+    parameters; `widths=(64, 16, 4, 16, 16, 10)` (task B) has 1,630.
+
+    Args:
+        widths: units of the input, of each hidden layer, and of the output.
+        activation: `relu`, `gelu`, `silu` or `tanh`.
+
+    Shapes:
+        x: `[B, ...]` with `widths[0]` numbers per example -> `[B, widths[-1]]`.
+
+    Raises:
+        ConfigError: fewer than two widths, a width below 1, or an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> MLP(widths=(2, 4, 3))(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, *, widths: Sequence[int] = (2, 16, 3, 16, 16, 2), activation: str = "relu") -> None:
+        """Make the layers."""
+        super().__init__()
+        if len(widths) < 2 or min(widths) < 1:
+            raise ConfigError(f"widths needs an input and an output, each at least 1; given {tuple(widths)}.")
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"Unknown activation {activation!r}; allowed: {', '.join(ACTIVATIONS)}.")
+        self.widths = tuple(widths)
+        parts = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), ACTIVATIONS[activation]())]
+        self.layers = nn.Sequential(*parts[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output layer's values."""
+        out: Tensor = self.layers(x.flatten(1))
+        return out

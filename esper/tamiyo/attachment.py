@@ -1,0 +1,73 @@
+"""How seeds hang on a LightningModule, and how they are kept out of its optimizer's sight."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from esper.kasmina.bank import SeedBank
+from esper.kasmina.config import KasminaConfig
+from esper.kasmina.sites import Targets
+from esper.kasmina.wrapper import MorphableModel
+
+BANK_NAME = "esper"
+_CLIPPING = "configure_gradient_clipping"
+
+
+class Attachment:
+    """A seed bank inside a LightningModule.
+
+    Args:
+        module: the LightningModule.
+        morphable: host and seeds.
+        parent: module that holds the bank.
+        name: attribute of the bank in its parent.
+    """
+
+    def __init__(self, module: LightningModule, morphable: MorphableModel, parent: nn.Module, name: str) -> None:
+        """Remember where the bank hangs."""
+        self.module, self.morphable, self.parent, self.name = module, morphable, parent, name
+        self.bank = morphable.bank
+        self._own_clipping = False
+
+    @classmethod
+    def find_or_make(cls, module: LightningModule, config: KasminaConfig, targets: Targets) -> "Attachment":
+        """Use the seeds of a model wrapped by hand inside the module, or attach new ones to the module itself."""
+        for parent in module.modules():
+            if isinstance(parent, MorphableModel):
+                return cls(module, parent, parent, "bank")
+        bank = getattr(module, BANK_NAME, None)
+        if not isinstance(bank, SeedBank):
+            bank = SeedBank(module, config, targets)
+            module.add_module(BANK_NAME, bank)
+        return cls(module, MorphableModel(module, bank), module, BANK_NAME)
+
+    def hide(self) -> None:
+        """Take the bank out of the module tree, so that `parameters()` shows the host alone; hooks keep working."""
+        self.parent._modules.pop(self.name, None)
+
+    def show(self) -> None:
+        """Put the bank back."""
+        self.parent._modules[self.name] = self.bank
+
+    def finish_probing(self) -> dict[str, str]:
+        """End the probing of every layer that a batch has passed through; return what was refused just now."""
+        refused = {}
+        for layer in self.bank.all_layers():
+            if layer.probing:
+                reason = layer.finish_probe()
+                if reason is not None:
+                    refused[layer.path] = reason
+        self.bank.refused.update(refused)
+        return refused
+
+    def replace_clipping(self, clipping: Any) -> None:
+        """Clip host and children apart for the length of a fit."""
+        vars(self.module)[_CLIPPING] = clipping
+        self._own_clipping = True
+
+    def restore_clipping(self) -> None:
+        """Give the module its own clipping back."""
+        if self._own_clipping:
+            del vars(self.module)[_CLIPPING]
+            self._own_clipping = False

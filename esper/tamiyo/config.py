@@ -1,0 +1,80 @@
+"""Settings of the controller."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from esper.config import Settings
+
+
+class Planting(Settings):
+    """One entry of the `schedule` policy.
+
+    Args:
+        at: training step (an integer from 1) or fraction of the run (below 1) at which it germinates.
+        blueprint: name of the blueprint.
+        site: glob over module paths; the first match that fits is taken.
+        params: most parameters of the child; None takes the whole budget.
+    """
+
+    at: float = Field(ge=0)
+    blueprint: str
+    site: str = "*"
+    params: int | None = Field(default=None, ge=1)
+
+
+class TamiyoConfig(Settings):
+    """How growth is decided. Steps are training steps; a number below 1 is a fraction of the run.
+
+    Args:
+        policy: `off`, `random`, `schedule` or `heuristic` (the live trial).
+        menu: names of the blueprints that may grow; None takes every one that fits.
+        budget: parameters that growth may add: a count, or a fraction of the host's when below 1.
+        proxy: parameters of each proxy of a trial: a count, or a fraction of the host's when below 1.
+        start: when the first germination may happen.
+        period: time between germinations of `random`, and between the trials of `heuristic`.
+        trials: most trials of `heuristic`; plantings of `random`.
+        plateau: germinate only once the decision loss improved by less than this fraction over two boundaries;
+            None does not wait for a plateau.
+        standout: smallest gain of a trial's winner, as a fraction of the decision loss, for the rest of the budget to
+            follow its kind.
+        below_standout: what happens when no kind stands out: `nothing`, or `widen` (spread BP-WIDEN).
+        min_effect: smallest lower bound of a kept graft's gain, in the unit of the loss.
+        price_per_kparam: gain that every thousand added parameters must pay for, in the unit of the loss.
+        confidence: one-sided confidence of the gate, in (.5, 1).
+        decision_samples: most paired samples of the decision part that a judgement uses.
+        schedule: plantings of the `schedule` policy.
+        seed: seed of random choices and of the children's initial weights.
+    """
+
+    policy: Literal["off", "random", "schedule", "heuristic"] = "heuristic"
+    menu: tuple[str, ...] | None = None
+    budget: float = Field(default=0.15, gt=0)
+    proxy: float = Field(default=0.02, gt=0)
+    start: float = Field(default=0.12, ge=0)
+    period: float = Field(default=0.25, gt=0)
+    trials: int = Field(default=1, ge=1)
+    plateau: float | None = Field(default=None, gt=0, lt=1)
+    standout: float = Field(default=0.015, ge=0)
+    below_standout: Literal["nothing", "widen"] = "widen"
+    min_effect: float = Field(default=0.0, ge=0)
+    price_per_kparam: float = Field(default=0.0005, ge=0)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    decision_samples: int = Field(default=32, ge=2)
+    schedule: tuple[Planting, ...] = ()
+    seed: int = Field(default=0, ge=0)
+
+
+def steps_of(value: float, total: int) -> int:
+    """Return a duration in steps: a value below 1 is a fraction of `total`.
+
+    Example:
+        >>> steps_of(0.25, 200), steps_of(30, 200)
+        (50, 30)
+    """
+    return round(value * total) if value < 1 else round(value)
+
+
+def params_of(value: float, host_params: int) -> int:
+    """Return a parameter count: a value below 1 is a fraction of the host's."""
+    return round(value * host_params) if value < 1 else round(value)

@@ -1,0 +1,158 @@
+"""The gates: move seeds that are ready, and keep a graft only when held-out evidence says so. Pure."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+
+from esper.leyline.commands import KasminaControlCommand
+from esper.leyline.events import Candidate
+from esper.leyline.ids import SeedId
+from esper.leyline.reports import Counterfactual
+from esper.leyline.states import IN_PROGRESS, Reason, SeedCommand, SeedState
+from esper.tamiyo.config import TamiyoConfig
+from esper.tamiyo.contracts import Decision, Observation, SeedStatus
+
+_S, _C = SeedState, SeedCommand
+_NEXT = MappingProxyType(
+    {
+        _S.GERMINATED: (_C.LOAD, Reason.SLOT_FREE),
+        _S.LOADING: (_C.TRAIN, Reason.KERNEL_READY),
+        _S.TRAINING: (_C.GRAFT, Reason.STAGE_COMPLETE),
+        _S.GRAFTING: (_C.STABILIZE, Reason.RAMP_COMPLETE),
+        _S.STABILIZATION: (_C.EVALUATE, Reason.STAGE_COMPLETE),
+        _S.CULLED: (_C.RELEASE, Reason.EMBARGO_OVER),
+        _S.CANCELLED: (_C.RELEASE, Reason.EMBARGO_OVER),
+    }
+)
+
+
+def advance(observation: Observation, config: TamiyoConfig) -> Decision:
+    """Return what follows from the seeds' own progress: the next stage, a judgement, or the end."""
+    commands: list[KasminaControlCommand] = []
+    for seed in observation.seeds:
+        step = _step(seed, observation.final)
+        if step is not None:
+            commands.append(command_for(seed.seed_id, *step))
+    judged = judge(observation, config)
+    return Decision((*commands, *judged.commands), judged.explanation, judged.candidates)
+
+
+def _step(seed: SeedStatus, final: bool) -> tuple[SeedCommand, Reason] | None:
+    if seed.fault and seed.state in IN_PROGRESS:
+        return _out(seed), Reason.RUNTIME_ERROR
+    if seed.ready and seed.state in _NEXT:
+        verb, reason = _NEXT[seed.state]
+        fixed = seed.state is _S.LOADING and not seed.trainable
+        return (_C.GRAFT if fixed else verb), reason
+    if final and seed.state in IN_PROGRESS - {_S.EVALUATING, _S.FINE_TUNING}:
+        return _out(seed), Reason.RUN_ENDED
+    return None
+
+
+def _out(seed: SeedStatus) -> SeedCommand:
+    """Return the verb that ends an adaptation; the table lets STABILIZATION out through EVALUATING only."""
+    return {_S.GERMINATED: _C.CANCEL, _S.STABILIZATION: _C.EVALUATE}.get(seed.state, _C.CULL)
+
+
+def price(params: int, config: TamiyoConfig) -> float:
+    """Return the gain that a graft must show, in the unit of the loss.
+
+    `min_effect + price_per_kparam * params / 1000`.
+    """
+    return config.min_effect + config.price_per_kparam * params / 1000
+
+
+def to_judge(observation: Observation) -> list[SeedStatus]:
+    """Return the seeds whose evidence is due: EVALUATING, and no member of their trial is still on its way."""
+    waiting = {s.group for s in observation.seeds if s.group and s.state in _BEFORE_EVALUATION}
+    return [
+        s
+        for s in observation.seeds
+        if not s.fault
+        and ((s.state is _S.EVALUATING and s.group not in waiting) or (s.state is _S.FINE_TUNING and s.ready))
+    ]
+
+
+_BEFORE_EVALUATION = IN_PROGRESS - {_S.EVALUATING, _S.FINE_TUNING}
+
+
+def judge(observation: Observation, config: TamiyoConfig) -> Decision:
+    """Judge every seed whose evidence is in; a trial keeps one winner at most."""
+    evidence = observation.packet.evidence
+    due = [seed for seed in to_judge(observation) if seed.seed_id in evidence]
+    groups: dict[str, list[SeedStatus]] = defaultdict(list)
+    for seed in due:
+        groups[seed.group if seed.state is _S.EVALUATING else ""].append(seed)
+    decisions = [_judge_alone(s, evidence[s.seed_id], config) for s in groups.pop("", [])]
+    decisions += [_judge_trial(name, members, evidence, config) for name, members in groups.items()]
+    return merge(decisions)
+
+
+def _judge_alone(seed: SeedStatus, found: Counterfactual, config: TamiyoConfig) -> Decision:
+    needed = price(seed.params, config)
+    passed = found.lower > needed
+    verdict = "kept" if passed else "removed"
+    why = (
+        f"{seed.blueprint} at {seed.seed_id} {verdict}: it lowers the decision loss by {found.mean:.4f} "
+        f"(at least {found.lower:.4f}, n={found.n}); {needed:.4f} was needed"
+    )
+    candidate = Candidate(
+        seed_id=seed.seed_id, blueprint_id=seed.blueprint, score=found.lower, chosen=passed, why=verdict
+    )
+    return Decision((_verdict(seed, passed, Reason.GATE_FAILED),), why, (candidate,))
+
+
+def _judge_trial(
+    group: str, members: list[SeedStatus], evidence: Mapping[str, Counterfactual], config: TamiyoConfig
+) -> Decision:
+    scores = {s.seed_id: score(s, evidence[s.seed_id]) for s in members}
+    passing = [s for s in members if evidence[s.seed_id].lower > price(s.params, config)]
+    winner = max(passing, key=lambda s: scores[s.seed_id], default=None)
+    commands, candidates = [], []
+    for seed in members:
+        won, found = seed is winner, evidence[seed.seed_id]
+        lost = Reason.OUTCOMPETED if winner is not None else Reason.GATE_FAILED
+        commands.append(_verdict(seed, won, lost))
+        why = f"gain {found.mean:.4f}, at least {found.lower:.4f}, {seed.params:,} parameters"
+        candidates.append(
+            Candidate(
+                seed_id=seed.seed_id, blueprint_id=seed.blueprint, score=scores[seed.seed_id], chosen=won, why=why
+            )
+        )
+    named = "nothing earned its price" if winner is None else f"{winner.blueprint} at {winner.seed_id} wins"
+    ranking = sorted(candidates, key=lambda c: -c.score)
+    listed = ", ".join(f"{c.blueprint_id} {c.score:.4f}" for c in ranking)
+    return Decision(tuple(commands), f"trial {group}: {named}; gain per 1,000 parameters: {listed}", tuple(candidates))
+
+
+def score(seed: SeedStatus, found: Counterfactual) -> float:
+    """Return the lower bound of the gain per thousand parameters."""
+    return found.lower / max(seed.params / 1000, 1e-9)
+
+
+def _verdict(seed: SeedStatus, passed: bool, lost: Reason) -> KasminaControlCommand:
+    if not passed:
+        return command_for(seed.seed_id, _C.CULL, lost)
+    to_fine_tuning = seed.state is _S.EVALUATING and seed.trainable
+    return command_for(seed.seed_id, _C.FINE_TUNE if to_fine_tuning else _C.FOSSILIZE, Reason.GATE_PASSED)
+
+
+def command_for(seed_id: str, verb: SeedCommand, reason: Reason) -> KasminaControlCommand:
+    """Return a command that needs no blueprint."""
+    layer = SeedId.parse(seed_id).layer
+    return KasminaControlCommand(command=verb, target_layer_id=layer, target_seed_id=seed_id, reason=reason)
+
+
+def merge(decisions: Iterable[Decision]) -> Decision:
+    """Return several decisions as one."""
+    parts = list(decisions)
+    return Decision(
+        tuple(c for d in parts for c in d.commands),
+        "; ".join(d.explanation for d in parts if d.explanation),
+        tuple(_candidates(parts)),
+    )
+
+
+def _candidates(parts: list[Decision]) -> Iterator[Candidate]:
+    for decision in parts:
+        yield from decision.candidates

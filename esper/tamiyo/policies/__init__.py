@@ -1,0 +1,22 @@
+"""Policies: they propose what to germinate; the gates decide what stays."""
+
+from types import MappingProxyType
+
+from esper.tamiyo.config import TamiyoConfig
+from esper.tamiyo.menu import Menu
+from esper.tamiyo.policies.base import Policy
+from esper.tamiyo.policies.heuristic import Heuristic
+from esper.tamiyo.policies.off import Off
+from esper.tamiyo.policies.random import Random
+from esper.tamiyo.policies.schedule import Schedule
+
+POLICIES = MappingProxyType({"off": Off, "random": Random, "schedule": Schedule, "heuristic": Heuristic})
+
+
+def make_policy(config: TamiyoConfig, menu: Menu) -> Policy:
+    """Return the policy that the config names."""
+    policy: Policy = POLICIES[config.policy](config, menu)
+    return policy
+
+
+__all__ = ["POLICIES", "Heuristic", "Off", "Policy", "Random", "Schedule", "make_policy"]

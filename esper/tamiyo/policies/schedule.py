@@ -1,0 +1,41 @@
+"""Grows fixed kinds at fixed places and times."""
+
+from fnmatch import fnmatchcase
+from typing import final
+
+from esper.tamiyo.config import Planting, steps_of
+from esper.tamiyo.contracts import Decision, Observation
+from esper.tamiyo.menu import Offer, germinate
+from esper.tamiyo.policies.base import Policy, remaining
+
+
+@final
+class Schedule(Policy):
+    """Plants the entries of `config.schedule`, each once, in order."""
+
+    def propose(self, observation: Observation) -> Decision:
+        """Plant the next entry when its time has come."""
+        done = {s.group for s in observation.seeds} | {r.group for r in observation.reports}
+        for number, planting in enumerate(self.config.schedule):
+            group = f"schedule-{number}"
+            if group not in done and observation.step >= steps_of(planting.at, observation.total_steps):
+                return self._plant(observation, planting, group)
+        return Decision()
+
+    def _plant(self, observation: Observation, planting: Planting, group: str) -> Decision:
+        offer = self._offer(observation, planting)
+        if offer is None:
+            return Decision(explanation=f"{planting.blueprint} fits no site {planting.site!r} within the budget")
+        command = germinate(offer, seed=self.config.seed, group=group)
+        return Decision((command,), f"{planting.blueprint} at {offer.seed_id} by schedule, {offer.params:,} parameters")
+
+    def _offer(self, observation: Observation, planting: Planting) -> Offer | None:
+        limit = min(planting.params or 10**12, remaining(observation, self.config))
+        sites = (site for site in observation.sites if fnmatchcase(site.path, planting.site))
+        offers = (self.menu.offer(site, planting.blueprint, limit) for site in sites)
+        return next((offer for offer in offers if offer is not None), None)
+
+    def foresee(self, observation: Observation) -> list[Offer]:
+        """Return every entry's offer."""
+        offers = (self._offer(observation, planting) for planting in self.config.schedule)
+        return [offer for offer in offers if offer is not None]

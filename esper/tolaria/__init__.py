@@ -1,0 +1,1 @@
+"""Tolaria: trains the host while it grows: optimizer surgery, evidence, checkpoints, saved models."""

@@ -1,0 +1,214 @@
+"""Evidence from the decision part: what does the loss become when a child is taken away?"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from esper.kasmina.bank import SeedBank
+from esper.leyline.errors import DataError
+from esper.leyline.ids import SeedId
+from esper.leyline.reports import Counterfactual
+
+
+def paired(without: Tensor, with_child: Tensor, confidence: float) -> Counterfactual:
+    """Return mean and interval of the paired gain `without - with_child`.
+
+    `mean ± z * sd / sqrt(n)`, with z the one-sided normal quantile of `confidence`.
+
+    Args:
+        without: [n] losses with the child off.
+        with_child: [n] losses of the same samples with the child on.
+        confidence: one-sided confidence of each bound.
+
+    Example:
+        >>> paired(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0]), 0.95).mean
+        1.0
+    """
+    gain = (without - with_child).double()
+    n = gain.numel()
+    if not bool(torch.isfinite(gain).all()):
+        return Counterfactual(mean=float("nan"), lower=float("-inf"), upper=float("inf"), n=n)
+    mean = float(gain.mean())
+    if n < 2:
+        return Counterfactual(mean=mean, lower=float("-inf"), upper=float("inf"), n=n)
+    half = NormalDist().inv_cdf(confidence) * float(gain.std()) / n**0.5
+    return Counterfactual(mean=mean, lower=mean - half, upper=mean + half, n=n)
+
+
+class Evidence:
+    """Measures losses on fixed samples of one data part, with chosen children on and off.
+
+    The samples are read once, with the random state restored afterwards, so that taking evidence never changes the
+    training run.
+
+    Args:
+        trainer: gives device and precision.
+        module: the model being trained. If it has `decision_losses(batch) -> [B]`, that is used; otherwise each sample
+            goes through `validation_step`, or `training_step` where that yields no loss.
+        bank: seeds of the model.
+        batches: batches of the part.
+        samples: most samples.
+        confidence: one-sided confidence of the interval.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        bank: SeedBank,
+        batches: Callable[[], Iterator[Any]],
+        *,
+        samples: int,
+        confidence: float,
+    ) -> None:
+        """Read nothing yet."""
+        self.trainer, self.module, self.bank = trainer, module, bank
+        self._batches, self.samples, self.confidence = batches, samples, confidence
+        self._units: list[Any] | None = None
+        self.forward_samples = 0
+
+    def __call__(self, seed_ids: Sequence[str]) -> dict[str, Counterfactual]:
+        """Return each seed's leave-one-out effect: everything else stays on."""
+        with_all = self.losses()
+        found = {}
+        for name in seed_ids:
+            with _muted(self.bank, SeedId.parse(name)):
+                found[name] = paired(self.losses(), with_all, self.confidence)
+        return found
+
+    def loss(self) -> float:
+        """Return the mean loss with everything on."""
+        return float(self.losses().mean())
+
+    def losses(self) -> Tensor:
+        """Return the loss of each sample, [n] float64 on the CPU."""
+        with _undisturbed(self.module), self.trainer.precision_plugin.val_step_context():
+            parts = [self._unit_losses(self._to_device(unit)) for unit in self._read()]
+        result = torch.cat(parts).double()[: self.samples]
+        self.forward_samples += len(result)
+        return result
+
+    def _unit_losses(self, unit: Any) -> Tensor:
+        own = getattr(self.module, "decision_losses", None)
+        if own is not None:
+            losses: Tensor = own(unit).detach().float().cpu().reshape(-1)
+            return losses
+        return step_loss(self.module, unit).detach().float().cpu().reshape(1)
+
+    def _to_device(self, unit: Any) -> Any:
+        return self.trainer.strategy.batch_to_device(self.trainer.precision_plugin.convert_input(unit))
+
+    def _read(self) -> list[Any]:
+        if self._units is None:
+            with _undisturbed(self.module):
+                self._units = list(self._cut())
+            if not self._units:
+                raise DataError("the decision part is empty; give the trainer a validation loader with samples.")
+        return self._units
+
+    def _cut(self) -> Iterator[Any]:
+        whole = hasattr(self.module, "decision_losses")
+        seen = 0
+        for batch in self._batches():
+            pieces = [batch] if whole else split(batch)
+            for piece in islice(pieces, self.samples - seen if not whole else None):
+                yield piece
+                seen += batch_size(piece) if whole else 1
+            if seen >= self.samples:
+                return
+
+
+def batch_size(batch: Any) -> int:
+    """Return the length of a batch's first tensor, 1 if it has none."""
+    leaves, _ = tree_flatten(batch)
+    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
+
+
+def split(batch: Any) -> list[Any]:
+    """Return a batch as batches of one sample; a batch that cannot be cut stays whole."""
+    leaves, spec = tree_flatten(batch)
+    sizes = {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+    if len(sizes) != 1 or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
+        return [batch]
+    return [tree_unflatten([leaf[i : i + 1] for leaf in leaves], spec) for i in range(sizes.pop())]
+
+
+def step_loss(module: LightningModule, batch: Any) -> Tensor:
+    """Return the loss of a batch by the module's own steps, with its logging silenced.
+
+    Raises:
+        DataError: neither `validation_step` nor `training_step` yields a loss.
+    """
+    with _silenced(module) as logged:
+        found = _as_loss(module.validation_step(batch, 0)) if _has_validation(module) else None
+        if found is None:
+            found = next((v for k, v in logged.items() if "loss" in k), None)
+        if found is None:
+            found = _as_loss(module.training_step(batch, 0))
+    if found is None:
+        raise DataError("no loss came back from validation_step or training_step; return it, or log it as '..loss..'.")
+    return torch.as_tensor(found, dtype=torch.float32).mean()
+
+
+def _has_validation(module: LightningModule) -> bool:
+    return type(module).validation_step is not LightningModule.validation_step
+
+
+def _as_loss(result: Any) -> Tensor | None:
+    if isinstance(result, dict):
+        result = next((v for k, v in result.items() if "loss" in str(k)), None)
+    return result if isinstance(result, Tensor) else None
+
+
+@contextmanager
+def _silenced(module: LightningModule) -> Iterator[dict[str, Any]]:
+    """Catch what a step logs: outside its loop Lightning would refuse it."""
+    logged: dict[str, Any] = {}
+
+    def log(name: str, value: Any, *_: Any, **__: Any) -> None:
+        logged[name] = value
+
+    def log_dict(values: dict[str, Any], *_: Any, **__: Any) -> None:
+        logged.update(values)
+
+    own = {name: vars(module)[name] for name in ("log", "log_dict") if name in vars(module)}
+    vars(module).update(log=log, log_dict=log_dict)
+    try:
+        yield logged
+    finally:
+        for name in ("log", "log_dict"):
+            del vars(module)[name]
+        vars(module).update(own)
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode without gradients, and leave modes and random state as they were."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        with torch.random.fork_rng(), torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+
+
+@contextmanager
+def _muted(bank: SeedBank, seed: SeedId) -> Iterator[None]:
+    graft, layer = bank.graft(seed), bank.layer(seed.layer)
+    assert graft is not None
+    graft.muted = True
+    layer.refresh()
+    try:
+        yield
+    finally:
+        graft.muted = False
+        layer.refresh()

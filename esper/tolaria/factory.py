@@ -1,0 +1,41 @@
+"""Remember how an Esper model was constructed, so that a saved folder can rebuild it without the user's code."""
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from esper.leyline.errors import CheckpointError
+
+_ALLOWED = "esper.models."
+
+
+def describe_factory(host: nn.Module) -> dict[str, Any] | None:
+    """Return class and constructor arguments of an Esper model, or None for any other module.
+
+    An Esper model keeps each constructor argument, a plain value, under the argument's own name.
+    """
+    cls = type(host)
+    if not cls.__module__.startswith(_ALLOWED):
+        return None
+    names = list(inspect.signature(cls.__init__).parameters)[1:]
+    if not all(hasattr(host, name) for name in names):
+        return None
+    return {"class": f"{cls.__module__}.{cls.__qualname__}", "arguments": {n: getattr(host, n) for n in names}}
+
+
+def make_host(description: dict[str, Any] | None) -> nn.Module:
+    """Construct a described model.
+
+    Raises:
+        CheckpointError: the folder describes no Esper model; nothing outside `esper.models` is ever imported.
+    """
+    if description is None:
+        raise CheckpointError("the folder does not say how its host is built; pass `host=` a fresh module of its class.")
+    module, _, name = str(description["class"]).rpartition(".")
+    if not f"{module}.".startswith(_ALLOWED):
+        raise CheckpointError(f"{description['class']} is not an Esper model and is not imported; pass `host=`.")
+    host = getattr(import_module(module), name)(**description["arguments"])
+    assert isinstance(host, nn.Module)
+    return host

@@ -1,0 +1,189 @@
+"""Save a grown model to a folder and load it elsewhere.
+
+```
+weights.safetensors   host and children
+topology.json         every seed's record; rebuilds the children
+lineage.json          what was kept, on what evidence
+blueprints/*.json     the IR of every child, by content hash
+```
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from esper.blueprints import parse_ir
+from esper.kasmina.bank import TOPOLOGY_KEY
+from esper.kasmina.config import KasminaConfig
+from esper.kasmina.wrapper import MorphableModel
+from esper.leyline.errors import CheckpointError, ConfigError, OutputError
+from esper.leyline.states import SeedState
+from esper.tolaria.factory import describe_factory, make_host
+
+FORMAT = 1
+
+
+def save_model(morphable: MorphableModel, path: str | Path) -> Path:
+    """Write a grown model to a folder; an existing one is replaced as a whole.
+
+    Args:
+        morphable: the wrapped model.
+        path: the folder.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    if not isinstance(morphable, MorphableModel):
+        raise ConfigError(f"save_model takes a MorphableModel, not {type(morphable).__name__}; wrap it first.")
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        _write(morphable, staging)
+        _replace(target, staging)
+    except OSError as error:
+        raise OutputError(f"cannot save to {target}: {error}; choose a writable folder.") from error
+    return target
+
+
+def _write(morphable: MorphableModel, folder: Path) -> None:
+    bank = morphable.bank
+    weights = {name: t.detach().clone().contiguous() for name, t in _state(morphable).items()}
+    save_file(weights, folder / "weights.safetensors")
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    topology = {
+        "format": FORMAT,
+        "weights_sha256": digest,
+        "host": describe_factory(morphable.host),
+        "kasmina": bank.config.model_dump(mode="json"),
+        "sites": [layer.path for layer in bank.all_layers()],
+        "seeds": bank.topology(),
+    }
+    _dump(folder / "topology.json", topology)
+    _dump(folder / "lineage.json", lineage(morphable))
+    (folder / "blueprints").mkdir()
+    for record in bank.records.values():
+        if record.ir:
+            _dump(folder / "blueprints" / f"{parse_ir(record.ir).id}.json", record.ir)
+
+
+def _state(morphable: MorphableModel) -> dict[str, torch.Tensor]:
+    state = morphable.state_dict()
+    shared = {k for k in state if k.endswith(f".{TOPOLOGY_KEY}") and k.startswith("bank")}
+    # A LightningModule host also holds the bank; one copy is enough.
+    return {k: v for k, v in state.items() if k not in shared and not k.startswith("host.esper.")}
+
+
+def _dump(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _replace(target: Path, staging: Path) -> None:
+    staging.chmod(0o755)
+    if target.exists():
+        old = Path(mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
+        target.rename(old / target.name)
+        staging.rename(target)
+        shutil.rmtree(old)
+    else:
+        staging.rename(target)
+
+
+def lineage(morphable: MorphableModel) -> dict[str, Any]:
+    """Return every fossil with its blueprint, kernel, price and the evidence on which it was kept."""
+    bank = morphable.bank
+    fossils = []
+    for seed in bank.grafted():
+        record = bank.records[seed]
+        if record.state == SeedState.FOSSILIZED.value:
+            fossils.append(
+                {
+                    "seed_id": record.seed_id,
+                    "blueprint": record.blueprint,
+                    "blueprint_sha256": parse_ir(record.ir).id,
+                    "kernel_id": record.kernel_id,
+                    "reads": record.reads,
+                    "dims": record.dims,
+                    "params": record.params,
+                    "group": record.group,
+                    "stage_steps": record.stage_steps,
+                    "pre_metric": record.pre_metric,
+                    "counterfactual": _evidence(record.evidence),
+                }
+            )
+    host = sum(p.numel() for p in morphable.parameters()) - bank.added_parameters()
+    return {"host_params": host, "added_params": bank.added_parameters(), "fossils": fossils}
+
+
+def _evidence(found: list[float] | None) -> dict[str, float] | None:
+    return dict(zip(("mean", "lower", "upper", "n"), found, strict=True)) if found else None
+
+
+def load_model(path: str | Path, host: nn.Module | None = None) -> MorphableModel:
+    """Load what `save_model` wrote.
+
+    Args:
+        path: the folder.
+        host: a fresh module of the same architecture, any weights. May be left out when the saved host was an Esper
+            model, which is rebuilt from its recorded constructor arguments.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the host does not match.
+    """
+    folder = Path(path)
+    topology = _read_topology(folder)
+    model = host if host is not None else make_host(topology["host"])
+    wrapped = _wrap(model, topology)
+    wrapped.bank.rebuild(topology["seeds"])
+    _fill(wrapped, folder / "weights.safetensors", topology["weights_sha256"])
+    return wrapped.eval()
+
+
+def _read_topology(folder: Path) -> dict[str, Any]:
+    try:
+        topology = json.loads((folder / "topology.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds no topology.json; give a folder that save_model wrote.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'topology.json'} cannot be read: {error}") from error
+    if not isinstance(topology, dict) or topology.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} has another format than {FORMAT}; save it again with this release.")
+    return topology
+
+
+def _wrap(model: nn.Module, topology: dict[str, Any]) -> MorphableModel:
+    paths = {name for name, _ in model.named_modules()}
+    missing = sorted(set(topology["sites"]) - paths)
+    if missing:
+        raise CheckpointError(f"this host has no module {missing[0]!r}; give a host of the saved architecture.")
+    wanted = set(topology["sites"])
+    config = KasminaConfig.of(topology["kasmina"])
+    return MorphableModel.around(model, config, lambda name, _: name in wanted)
+
+
+def _fill(model: MorphableModel, file: Path, digest: str) -> None:
+    try:
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != digest:
+            raise CheckpointError(f"{file} is damaged: its SHA-256 is {found[:12]}..., {digest[:12]}... was saved.")
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    own = model.state_dict()
+    missing, unexpected = set(_state(model)) - set(state), set(state) - set(own)
+    if missing or unexpected:
+        name = sorted(missing | unexpected)[0]
+        raise CheckpointError(f"the host does not match the saved weights, e.g. {name!r}; give the same architecture.")
+    with torch.no_grad():
+        for name, value in state.items():
+            if own[name].shape != value.shape:
+                raise CheckpointError(f"{name} has shape {tuple(value.shape)} in the file, {tuple(own[name].shape)} here.")
+            own[name].copy_(value)

@@ -1,0 +1,173 @@
+"""The two-line adoption: an unmodified LightningModule grows, checkpoints and resumes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos import Transformer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.demos.transformer import LightningTransformer
+from torch.utils.data import DataLoader, Dataset
+
+import esper
+from esper.leyline.errors import ConfigError, DataError, OutputError
+from tests.helpers import QUICK, Plain, digits, grow, planting, states, trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory"),
+]
+SCHEDULERS = ["none", "cosine", "onecycle", "lambda", "restarts", "sequential"]
+
+
+def test_a_plain_module_grows_and_keeps_what_helps(tmp_path: Path) -> None:
+    module, callback = grow(tmp_path)
+    assert states(callback) == ["FOSSILIZED"]
+    assert any("esper" in name for name, _ in module.named_parameters())
+    groups = callback.controller.reports
+    assert groups[0].counterfactual is not None and groups[0].counterfactual.lower > 0
+
+
+def test_every_ended_life_has_one_field_report_on_disk(tmp_path: Path) -> None:
+    _, callback = grow(tmp_path)
+    lines = (tmp_path / "fieldreports.jsonl").read_text().splitlines()
+    assert [json.loads(line)["outcome"] for line in lines] == [r.outcome.value for r in callback.controller.reports]
+
+
+def test_events_tell_every_transition_in_order(tmp_path: Path) -> None:
+    grow(tmp_path)
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    path = [e["target"] for e in events if e["type"] == "SeedTransitioned"]
+    assert path == [
+        "GERMINATED", "LOADING", "TRAINING", "GRAFTING", "STABILIZATION", "EVALUATING", "FINE_TUNING", "FOSSILIZED",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_resume_from_an_epoch_end_gives_the_losses_of_the_uninterrupted_run(tmp_path: Path, scheduler: str) -> None:
+    def run(folder: Path, ckpt: Path | None = None) -> tuple[Plain, esper.Tamiyo]:
+        module = Plain(scheduler)
+        callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=planting(), targets=["net.*"])
+        trainer(folder, callback).fit(module, datamodule=digits(), ckpt_path=ckpt)
+        return module, callback
+
+    whole, first = run(tmp_path / "whole")
+    for epoch in (0, 1, 2, 5):  # before growth, loading, grafting, fossilized
+        part, second = run(tmp_path / f"part{epoch}", tmp_path / "whole" / "checkpoints" / f"epoch={epoch}.ckpt")
+        assert part.train_losses == whole.train_losses[10 * (epoch + 1) :]
+        assert states(first) == states(second)
+        for (name, a), (_, b) in zip(whole.state_dict().items(), part.state_dict().items(), strict=True):
+            assert torch.equal(a, b), name
+        assert [r.model_dump() for r in first.controller.reports] == [r.model_dump() for r in second.controller.reports]
+
+
+def test_a_checkpoint_holds_plain_data_only(tmp_path: Path) -> None:
+    grow(tmp_path)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "epoch=7.ckpt", weights_only=True)
+    assert checkpoint["esper"]["topology"][0]["state"] == "FOSSILIZED"
+
+
+def test_a_grown_checkpoint_does_not_load_silently_without_the_callback(tmp_path: Path) -> None:
+    grow(tmp_path)
+    with pytest.raises(RuntimeError, match="esper"):
+        trainer(tmp_path, None).fit(Plain(), datamodule=digits(), ckpt_path=tmp_path / "checkpoints" / "epoch=7.ckpt")
+
+
+def test_a_grown_checkpoint_can_be_evaluated(tmp_path: Path) -> None:
+    module, callback = grow(tmp_path)
+    fresh = Plain()
+    again = esper.Tamiyo("off", targets=["net.*"], kasmina=QUICK)
+    quiet = trainer(tmp_path / "eval", again)
+    found = quiet.validate(fresh, datamodule=digits(), ckpt_path=tmp_path / "checkpoints" / "epoch=7.ckpt", verbose=False)
+    assert torch.equal(module.state_dict()["net.0.weight"], fresh.state_dict()["net.0.weight"])
+    assert found[0]["val_loss"] == pytest.approx(callback.history[-1]["decision_loss"], rel=1e-5)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    grow(tmp_path)
+    path = tmp_path / "checkpoints" / "epoch=7.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["esper.topology"] = torch.tensor([1, 2, 3], dtype=torch.uint8)
+    torch.save(content, path)
+    callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=planting(), targets=["net.*"])
+    with pytest.raises(esper.EsperError, match="topology"):
+        trainer(tmp_path, callback).fit(Plain(), datamodule=digits(), ckpt_path=path)
+
+
+def test_dormant_training_is_bit_identical_to_training_without_the_callback(tmp_path: Path) -> None:
+    bare, wrapped = Plain("cosine"), Plain("cosine")
+    trainer(tmp_path / "a", None, gradient_clip_val=0.5).fit(bare, datamodule=digits())
+    trainer(tmp_path / "b", esper.Tamiyo("off"), gradient_clip_val=0.5).fit(wrapped, datamodule=digits())
+    assert bare.train_losses == wrapped.train_losses
+    assert bare.state_dict().keys() == wrapped.state_dict().keys()
+
+
+def test_an_alpha_zero_graft_leaves_clipped_host_training_bit_identical(tmp_path: Path) -> None:
+    kasmina = {"training_steps": 10_000, "training_objective": "shadow"}
+    runs = []
+    for policy in ("off", "schedule"):
+        module = Plain()
+        callback = esper.Tamiyo(policy, kasmina=kasmina, settings=planting(), targets=["net.*"])
+        trainer(tmp_path / policy, callback, gradient_clip_val=0.1, epochs=4).fit(module, datamodule=digits())
+        runs.append(module.train_losses)
+    assert runs[0] == runs[1]
+
+
+def test_a_demo_module_of_lightning_grows_unmodified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Text(Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 64
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            words = torch.arange(index, index + 13) % 17
+            return words[:-1], words[1:]
+
+    # Its `prepare_data` fetches a corpus that the loaders below replace.
+    monkeypatch.setattr("lightning.pytorch.demos.transformer.WikiText2", lambda **_: None)
+    torch.manual_seed(0)
+    module = LightningTransformer(vocab_size=17)
+    module.model = Transformer(vocab_size=17, ninp=16, nhead=2, nhid=16, nlayers=1)
+    settings = planting(at=8, blueprint="BP-MLP-GELU", site="model.transformer.encoder.layers.0.linear2", params=900)
+    callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=settings)
+    loaders = [DataLoader(Text(), batch_size=8) for _ in range(2)]
+    with pytest.warns(UserWarning, match="(?i)num_workers|even validation|no `validation_step`|validation_step"):
+        trainer(tmp_path, callback, epochs=6).fit(module, *loaders)
+    assert callback.controller.reports
+
+
+def test_without_validation_batches_growth_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="decision part is missing"):
+        trainer(tmp_path, esper.Tamiyo(), limit_val_batches=0).fit(Plain(), datamodule=digits())
+
+
+def test_an_unwritable_folder_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    callback = esper.Tamiyo(output_dir=str(tmp_path / "file" / "run"))
+    module = Plain()
+    with pytest.raises(OutputError, match="choose another output folder"):
+        trainer(tmp_path, callback).fit(module, datamodule=digits())
+    assert module.train_losses == []
+
+
+def test_manual_optimization_is_refused(tmp_path: Path) -> None:
+    module = Plain()
+    module.automatic_optimization = False
+    with pytest.raises(ConfigError, match="automatic"):
+        trainer(tmp_path, esper.Tamiyo()).fit(module, datamodule=digits())
+
+
+def test_an_unknown_policy_names_what_is_allowed() -> None:
+    with pytest.raises(ConfigError, match="heuristic"):
+        esper.Tamiyo("heuristics")
+
+
+def test_a_boring_model_without_anything_to_gain_is_left_alone(tmp_path: Path) -> None:
+    callback = esper.Tamiyo()
+    quiet = Trainer(
+        callbacks=[callback], max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu", num_sanity_val_steps=0,
+    )  # fmt: skip
+    quiet.fit(BoringModel())
+    assert all(state in ("FOSSILIZED", "CULLED") for state in states(callback))
