@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from esper import __version__
@@ -13,6 +13,8 @@ from esper.console import plain_errors
 from esper.leyline.errors import ConfigError
 
 __all__ = ["main"]
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 HELP = """\
 usage: esper COMMAND [options]
@@ -45,22 +47,13 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if name == "blueprints":
         return blueprints(rest)
-    return _trainer_command(name)(args)
+    if name not in TRAINER_COMMANDS:
+        raise ConfigError(unknown_key(name, name, [*TRAINER_COMMANDS, "blueprints"]).replace("key", "command", 1))
+    # Torch and Lightning take seconds to import, which the other commands need not pay.
+    from esper.run import EsperCLI
 
-
-def _trainer_command(name: str) -> Callable[[list[str]], int]:
-    # Torch and Lightning take seconds to import, which listing blueprints need not pay.
-    from esper.run import EsperCLI, command
-
-    names = list(EsperCLI.subcommands())
-    if name not in names:
-        raise ConfigError(unknown_key(name, name, [*names, "blueprints"]).replace("key", "command", 1))
-
-    def start(args: list[str]) -> int:
-        command(args)
-        return 0
-
-    return start
+    EsperCLI(args)
+    return 0
 
 
 def blueprints(args: Sequence[str]) -> int:
@@ -96,21 +89,23 @@ def _record(blueprint: Blueprint) -> dict[str, Any]:
 
 
 def _print_table(records: list[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{len(records)} blueprints")
-    for title in ("blueprint", "version", "reads", "layouts", "gain prior", "risk", "merges", "what it is"):
-        table.add_column(title, no_wrap=title == "blueprint")
+    table = Table(box=SIMPLE_HEAD)
+    for title in ("blueprint", "reads", "layouts", "gain", "risk"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("what it is")
     for record in records:
         table.add_row(
             record["name"],
-            record["version"],
-            ", ".join(record["reads"]),
-            ", ".join(record["layouts"]),
+            record["reads"][0],
+            " ".join(record["layouts"]),
             f"{record['benefit_prior'][0]:.2f}",
             f"{record['risk_score']:.2f}",
-            "yes" if record["mergeable"] else "",
-            record["summary"],
+            record["summary"] + (" Merges into its host." if record["mergeable"] else ""),
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print("gain, risk: priors from 0 to 1, which field reports overrule.", style="dim")

@@ -1,15 +1,15 @@
-"""One run from one configuration: build, train, grow, measure, compare with the twin, tell.
+"""One run from one configuration: build, train and grow, measure, compare with the twin, tell.
 
 The same sections serve the command line (`esper fit --config run.yaml`) and Hydra (`python train.py`):
 
 ```
 seed_everything, threads, output_dir, compare    of the run
 model, data                                      class_path and init_args
-tamiyo, nissa, trainer                           arguments of esper.Tamiyo, GrowthReport and lightning's Trainer
+tamiyo, nissa, trainer                           arguments of esper.Tamiyo, GrowthReport and Lightning's Trainer
 ```
 """
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
@@ -28,17 +28,22 @@ import esper.data
 import esper.models
 import esper.tolaria.module  # noqa: F401
 from esper.console import config_error
+from esper.leyline.errors import EsperError
 from esper.nissa.callback import GrowthReport
 from esper.nissa.folder import require_writable
 from esper.nissa.progress import GrowthProgress
 from esper.nissa.summary import RunResult, summarize
 from esper.nissa.terminal import present
 from esper.quiet import quiet
-from esper.report import ReportPart
 from esper.tamiyo.callback import Tamiyo, has_report_part
 
 CONFIG_FILE = "config.yaml"
+"""The run's configuration as it was understood: `esper fit --config FILE` repeats the run."""
+
 TWIN = "twin"
+"""Folder of the twin, inside the run's."""
+
+_NOT_SETTINGS = {"help", "config", "print_config", "return_predictions", "verbose"}
 
 
 class Outcome(NamedTuple):
@@ -46,7 +51,7 @@ class Outcome(NamedTuple):
 
     Args:
         grown: the run as configured.
-        twin: the same run with the policy `off`; None unless `compare` was set.
+        twin: the same run with the policy `off`; None unless `compare` is set.
     """
 
     grown: RunResult
@@ -57,22 +62,193 @@ def run(config: dict[str, Any]) -> Outcome:
     """Train as a plain configuration says, and tell what came of it.
 
     Args:
-        config: the sections named at the head of this file, fully resolved.
+        config: the sections named at the head of this file, without interpolations.
 
     Raises:
         EsperError: the configuration, the data or the output folder will not do.
     """
-    made = command({"subcommand": "fit", "fit": config})
-    outcome = made.outcome()
-    present(outcome.grown, outcome.twin)
+    outcome = EsperCLI({"subcommand": "fit", "fit": config}).outcome
+    assert outcome is not None
     return outcome
 
 
-def command(args: list[str] | dict[str, Any]) -> "EsperCLI":
-    """Parse and carry out a command.
+class EsperCLI(LightningCLI):
+    """Lightning's command line with growth: any LightningModule, any LightningDataModule.
+
+    Args:
+        args: arguments after the program's name, or `{"subcommand": "fit", "fit": {...}}`.
+        tell: whether a fit prints what came of it.
 
     Raises:
-        ConfigError: the arguments are not accepted; a near miss is named.
+        ConfigError: an argument is not accepted; a near miss is named.
     """
-    quiet()
-    parsed = Parsed()
+
+    def __init__(self, args: ArgsType, *, tell: bool = True) -> None:
+        """Parse, build and carry out the command."""
+        quiet()
+        self.outcome: Outcome | None = None
+        self.tell = tell
+        super().__init__(
+            args=args, save_config_callback=None, seed_everything_default=0, auto_configure_optimizers=False
+        )
+
+    @property
+    def section(self) -> Any:
+        """The parsed configuration of the command."""
+        return self.config[str(self.subcommand)]
+
+    @property
+    def growth(self) -> GrowthReport:
+        """The callback that watches growth."""
+        found: GrowthReport = self.config_init[str(self.subcommand)].nissa
+        return found
+
+    # --- parse --------------------------------------------------------------------------------------------------
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser that raises instead of exiting, and resolves `${...}`."""
+        return super().init_parser(**{"exit_on_error": False, "parser_mode": "omegaconf"} | kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the sections of growth and the settings of the run."""
+        parser.add_lightning_class_args(Tamiyo, "tamiyo")
+        parser.add_lightning_class_args(GrowthReport, "nissa")
+        parser.add_argument("--output_dir", type=str, default="outputs", help="Folder of everything the run writes.")
+        parser.add_argument("--compare", type=bool, default=False, help="Train again without growth, and compare.")
+        parser.add_argument("--threads", type=PositiveInt | None, default=None, help="CPU threads of torch.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and say in plain words what is not accepted."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            known = {action.dest for part in self._subcommand_parsers.values() for action in part._actions}
+            raise config_error(str(error), sorted(known - _NOT_SETTINGS)) from error
+
+    # --- build --------------------------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Choose threads and folders; refuse a folder that cannot be written before anything is built."""
+        config = self.section
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        for section, key in (("tamiyo", "output_dir"), ("nissa", "output_dir"), ("trainer", "default_root_dir")):
+            if config[section][key] is None:
+                config[section][key] = config.output_dir
+        if self.subcommand == "fit":
+            require_writable(config.output_dir)
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; an error of ours that the parser has wrapped comes out as it was."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if isinstance(error.__cause__, EsperError):
+                raise error.__cause__ from None
+            raise
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer; unless another bar is given, its progress bar shows the seeds."""
+        trainer = self.config_init[str(self.subcommand)].trainer
+        given = trainer.callbacks or []
+        callbacks = list(given) if isinstance(given, Sequence) else [given]
+        bar = trainer.enable_progress_bar is not False and not trainer.barebones
+        if bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(GrowthProgress())
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    # --- fit ----------------------------------------------------------------------------------------------------
+
+    def fit(self, model: LightningModule, **given: Any) -> None:
+        """Train, measure the report part, repeat without growth if asked to, and tell."""
+        config = self._plain()
+        (Path(config["output_dir"]) / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False))
+        self.outcome = Outcome(self._train(model, given))
+        if config["compare"]:
+            twin = EsperCLI({"subcommand": "fit", "fit": twin_of(config)}, tell=False)
+            assert twin.outcome is not None
+            self.growth.draw(twin.growth.chronicle)
+            self.outcome = Outcome(self.outcome.grown, twin.outcome.grown)
+        if self.tell:
+            present(self.outcome.grown, self.outcome.twin)
+
+    def _plain(self) -> dict[str, Any]:
+        """Return the configuration as plain data that the same command takes again."""
+        dumped = self.parser.dump(self.config, skip_none=False, skip_validation=True)
+        config: dict[str, Any] = yaml.safe_load(dumped)[self.subcommand]
+        return {key: value for key, value in config.items() if key not in ("config", "ckpt_path", "weights_only")}
+
+    def _train(self, model: LightningModule, given: dict[str, Any]) -> RunResult:
+        started, report = perf_counter(), ReportPart()
+        self.trainer.callbacks.append(report)
+        try:
+            self.trainer.fit(model, **given)
+            if has_report_part(self.trainer, model):
+                self.trainer.test(model, datamodule=given.get("datamodule"), verbose=False)
+        finally:
+            _close_loggers(self.trainer)
+        return summarize(
+            self.growth.chronicle,
+            title=self.growth.title,
+            output_dir=str(self.section.output_dir),
+            report_loss=report.loss,
+            report_samples=tuple(report.samples) or None,
+            seconds=perf_counter() - started,
+        )
+
+
+class ReportPart(Callback):
+    """Keeps what the test loop found: the loss of every sample where the module tells it, else the mean."""
+
+    def __init__(self) -> None:
+        """Nothing is measured yet."""
+        self.samples: list[float] = []
+        self._logged: float | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """The report loss; None if the test loop logged none."""
+        return sum(self.samples) / len(self.samples) if self.samples else self._logged
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note the loss of each sample."""
+        losses = getattr(pl_module, "decision_losses", None)
+        if losses is not None:
+            with trainer.precision_plugin.test_step_context():
+                self.samples += losses(batch).detach().float().flatten().tolist()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the mean that was logged."""
+        found = (float(value) for name, value in trainer.callback_metrics.items() if "loss" in name)
+        self._logged = next(found, None)
+
+
+def twin_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the same run without growth; whatever was written under the run's folder goes to its `twin` folder."""
+    folder = config["output_dir"]
+    moved: dict[str, Any] = _moved(config, folder, f"{folder}/{TWIN}")
+    return moved | {"compare": False, "tamiyo": moved["tamiyo"] | {"policy": "off"}}
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    inside = isinstance(value, str) and (value == old or value.startswith(f"{old}/"))
+    return new + value[len(old) :] if inside else value
+
+
+def _close_loggers(trainer: Trainer) -> None:
+    """End W&B runs: a second run in this process would otherwise be written into the first."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from esper.blueprints import SiteShape, build, parse_ir
@@ -16,14 +16,14 @@ from esper.kasmina.layer import KasminaLayer, SiteFacts, require_chunks
 from esper.kasmina.record import SeedRecord
 from esper.kasmina.sites import Targets, find_sites, site_kind, tied_sites
 from esper.kasmina.state import SeedArrays
-from esper.leyline.errors import CheckpointError, NoSuchSeed
+from esper.leyline.errors import CheckpointError, EsperError, NoSuchSeed
 from esper.leyline.ids import SeedId
 from esper.leyline.states import WITH_CHILD, SeedState
 
 TOPOLOGY_KEY = "topology"
 """State-dict key of the grown topology (UTF-8 JSON in a uint8 tensor); absent while nothing has grown."""
 
-_EXTRAS = ("facts", "alpha", "objective", "trains", "remembers_host")
+_EXTRAS = ("facts", "alpha", "objective", "draws", "trains", "remembers_host")
 
 
 class SeedBank(nn.Module):
@@ -55,8 +55,8 @@ class SeedBank(nn.Module):
             if path not in self.refused:
                 self._attach(path, module)
         self.arrays.seal()
-        self.register_state_dict_post_hook(_write_topology)
-        self.register_load_state_dict_pre_hook(_read_topology)
+        self.register_state_dict_post_hook(_write_topology)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_read_topology)  # type: ignore[no-untyped-call]
 
     def _attach(self, path: str, module: nn.Module) -> None:
         chunks = self.config.seeds_per_layer
@@ -64,7 +64,7 @@ class SeedBank(nn.Module):
         if isinstance(width, int):
             require_chunks(path, chunks, width)
         layer = KasminaLayer(path, site_kind(path, module), chunks, module)
-        self.layers[path.replace(".", "/")] = layer
+        self.layers[layer_name(path)] = layer
         self.handles.append(module.register_forward_hook(layer.hook, with_kwargs=True))
         first = self.arrays.add_rows(chunks)
         self.rows.update({SeedId(path, chunk): first + chunk for chunk in range(chunks)})
@@ -86,7 +86,7 @@ class SeedBank(nn.Module):
         Raises:
             NoSuchSeed: no seeds sit there; the message says why when the site was refused.
         """
-        key = path.replace(".", "/")
+        key = layer_name(path)
         if key not in self.layers:
             why = self.refused.get(path)
             near = ", ".join(layer.path for layer in list(self.all_layers())[:5]) or "(none)"
@@ -135,7 +135,7 @@ class SeedBank(nn.Module):
         """Return the child in a seed's slot, or None."""
         grafts = self.layer(seed.layer).grafts
         name = graft_name(seed)
-        graft = grafts[name] if name in grafts else None
+        graft = grafts[name] if name in grafts else None  # noqa: SIM401 - a ModuleDict has no `get`
         assert graft is None or isinstance(graft, Graft)
         return graft
 
@@ -176,7 +176,8 @@ class SeedBank(nn.Module):
             entries.append(
                 record.to_plain()
                 | {"facts": list(facts) if facts else None, "alpha": graft.strength if graft else 0.0}
-                | {"objective": graft.objective if graft else "", "trains": _trains(graft)}
+                | {"objective": graft.objective if graft else "", "draws": graft.draws if graft else 0}
+                | {"trains": _trains(graft)}
                 | {"remembers_host": graft is not None and graft.reference is not None}
             )
         return entries
@@ -185,38 +186,48 @@ class SeedBank(nn.Module):
         """Make the seeds what `topology` says; weights are filled by `load_state_dict`.
 
         Raises:
-            CheckpointError: the topology names a site that this host does not have.
+            CheckpointError: the topology is damaged, or names a site that this host does not have.
         """
+        entries = [self._read(entry) for entry in topology]
         for seed in list(self.grafted()):
             self.uproot(seed)
         self.records.clear()
         self.births = 0
-        self.arrays.columns["lifecycle"].zero_()
-        for entry in topology:
-            self._restore(dict(entry))
+        first_slots = sum(layer.chunks for layer in self.all_layers())
+        self.rows = {seed: row for seed, row in self.rows.items() if row < first_slots}
+        self.arrays.reset(first_slots)
+        for entry in entries:
+            self._restore(*entry)
         self.arrays.seal()
 
-    def _restore(self, entry: dict[str, Any]) -> None:
-        extras = {name: entry.pop(name) for name in _EXTRAS}
-        record = SeedRecord.from_plain(entry)
-        seed = SeedId.parse(record.seed_id)
+    def _read(self, entry: Mapping[str, Any]) -> tuple[SeedRecord, dict[str, Any], nn.Module | None]:
+        """Read one entry, and build its child, before anything changes."""
         try:
-            layer, row = self.layer(seed.layer), self.open(seed)
-        except NoSuchSeed as error:
-            raise CheckpointError(f"the saved topology does not belong to this model: {error}") from error
+            extras = {name: entry[name] for name in _EXTRAS}
+            extras["facts"] = SiteFacts(*extras["facts"]) if extras["facts"] is not None else None
+            record = SeedRecord.from_plain({name: value for name, value in entry.items() if name not in _EXTRAS})
+            self.state(SeedId.parse(record.seed_id))
+            child = _build(record) if SeedState(record.state) in WITH_CHILD else None
+        except (EsperError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the saved topology does not fit this model: {error!r}") from error
+        return record, extras, child
+
+    def _restore(self, record: SeedRecord, extras: Mapping[str, Any], child: nn.Module | None) -> None:
+        seed = SeedId.parse(record.seed_id)
+        layer, row = self.layer(seed.layer), self.open(seed)
         if extras["facts"] is not None and layer.facts is None:
-            layer.facts = SiteFacts(*extras["facts"])
-            layer.ids = telemetry.chunk_ids(layer.facts.width, layer.chunks).to(layer.health.device)
+            layer.facts = extras["facts"]
+            layer.number_features(extras["facts"].width)
         self.records[seed] = record
         self.births = max(self.births, record.birth + 1)
         self.arrays.set_state(row, SeedState(record.state))
-        if SeedState(record.state) in WITH_CHILD:
-            self._regrow(seed, record, extras)
+        if child is not None:
+            self._regrow(seed, record, extras, child)
+            self.arrays.columns["alpha"][row] = extras["alpha"]
 
-    def _regrow(self, seed: SeedId, record: SeedRecord, extras: Mapping[str, Any]) -> None:
-        child = build(parse_ir(record.ir), SiteShape(**record.site), record.dims, seed=record.init_seed)
+    def _regrow(self, seed: SeedId, record: SeedRecord, extras: Mapping[str, Any], child: nn.Module) -> None:
         graft = self.plant(seed, child, record)
-        graft.objective = extras["objective"]
+        graft.objective, graft.draws = extras["objective"], extras["draws"]
         graft.set_alpha(extras["alpha"])
         graft.child.requires_grad_(extras["trains"])
         if extras["remembers_host"]:
@@ -228,9 +239,18 @@ class SeedBank(nn.Module):
         return sum(p.numel() for graft in self.grafted().values() for p in graft.child.parameters())
 
 
+def layer_name(path: str) -> str:
+    """Return the name of a site's layer in the bank; the slash in front keeps it apart from a ModuleDict's methods."""
+    return "/" + path.replace(".", "/")
+
+
 def graft_name(seed: SeedId) -> str:
     """Return the name of a seed's child inside its layer, e.g. `c0s1`."""
     return f"c{seed.chunk}s{seed.slot}"
+
+
+def _build(record: SeedRecord) -> nn.Module:
+    return build(parse_ir(record.ir), SiteShape(**record.site), record.dims, seed=record.init_seed)
 
 
 def _trains(graft: Graft | None) -> bool:
@@ -249,19 +269,19 @@ def _read_topology(module: nn.Module, state: dict[str, Any], prefix: str, *_rest
     saved = state.pop(prefix + TOPOLOGY_KEY, None)
     if saved is None and not module.records:
         return
-    module.rebuild(parse_topology(saved) if isinstance(saved, Tensor) else [])
+    module.rebuild(parse_topology(saved) if saved is not None else [])
 
 
-def parse_topology(saved: Tensor) -> list[dict[str, Any]]:
+def parse_topology(saved: Any) -> list[dict[str, Any]]:
     """Read what a state dict holds under `topology`.
 
     Raises:
         CheckpointError: it is not a JSON list of records.
     """
     try:
-        topology = json.loads(bytes(saved.cpu().numpy().tobytes()).decode())
-    except ValueError as error:
+        topology = json.loads(saved.cpu().numpy().tobytes().decode())
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"the saved topology cannot be read: {error}") from error
-    if not isinstance(topology, list):
-        raise CheckpointError(f"the saved topology is a {type(topology).__name__}; a list of records is needed.")
+    if not (isinstance(topology, list) and all(isinstance(entry, dict) for entry in topology)):
+        raise CheckpointError("the saved topology is no list of records; it is damaged or was not written by Esper.")
     return topology

@@ -50,6 +50,10 @@ class KernelCache:
             for request in [r for r, k in self._kernels.items() if k.kernel_id == kernel_id]:
                 self._drop(request)
 
+    def __contains__(self, request: object) -> bool:
+        """Tell whether the kernel is held, without counting a hit or a miss."""
+        return request in self._kernels
+
     def __len__(self) -> int:
         """Return the number of kernels held."""
         return len(self._kernels)

@@ -3,7 +3,7 @@
 Shapes: x is the site's input and y its output; D is the chunk's width along the feature dimension.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class _Misbehaved(KernelError):
 
     def __init__(self, fault: Fault, message: str) -> None:
         super().__init__(message)
-        self.kind = fault.value
+        self.kind = fault
 
 
 class Graft(nn.Module):
@@ -60,8 +60,13 @@ class Graft(nn.Module):
         self.muted = False
         self.strength = 0.0
         self.pending: Tensor | None = None
+        self.draws = 0
         self.register_buffer("alpha", torch.zeros(()))
         self.register_buffer("reference", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the pending loss out of copies and pickles: it holds an autograd graph."""
+        return {**self.__dict__, "pending": None}
 
     @property
     def live(self) -> bool:
@@ -72,6 +77,10 @@ class Graft(nn.Module):
         """Set alpha in [0, 1]; a 0-dim buffer, so that compiled hosts need no recompilation."""
         self.strength = value
         self.alpha.fill_(value)
+
+    def fail(self, kind: Fault, why: str) -> None:
+        """Record a fault; from now on the child is bypassed."""
+        self.fault, self.fault_kind = why, kind.value
 
     def remember_host(self, site: nn.Module) -> None:
         """Keep the site's present weights, to measure its drift from here on."""
@@ -95,22 +104,26 @@ class Graft(nn.Module):
             self._reconstruct(x, part)
             return None
         shadow = self.objective == "shadow"
+        if shadow and not torch.is_grad_enabled():
+            return None
         residual = self._guarded(x, part, detach=shadow)
         if residual is None:
             return None
-        return self._shadowed(residual, part, dim) if shadow else self.alpha.to(residual.dtype) * residual
+        return self._shadowed(residual, part, dim) if shadow else torch.mul(residual, self.alpha.to(residual.dtype))
 
     def _shadowed(self, residual: Tensor, part: Tensor, dim: int) -> Tensor:
         with torch.no_grad():
-            limit = self.norm_bound * part.norm(dim=dim, keepdim=True)
-            scale = (limit / residual.norm(dim=dim, keepdim=True).clamp_min(1e-12)).clamp(max=1.0)
-        bounded = residual * scale
-        return bounded - bounded.detach()
+            limit = self.norm_bound * part.float().norm(dim=dim, keepdim=True)
+            scale = (limit / residual.float().norm(dim=dim, keepdim=True).clamp_min(1e-12)).clamp(max=1.0)
+        bounded = residual * scale.to(residual.dtype)
+        # A negative zero: adding it leaves every bit, also that of another negative zero.
+        return torch.neg(bounded.detach() - bounded)
 
     def _reconstruct(self, x: Tensor | None, part: Tensor) -> None:
         if not (self.training and torch.is_grad_enabled()):
             return
-        target = part.detach()
+        # A copy: the host may go on to change its activation in place.
+        target = part.detach().clone()
         hidden = torch.rand(target.shape, generator=self._generator(target), device=target.device) < self.noise
         corrupted = target.masked_fill(hidden, 0.0)
         residual = self._guarded(x, corrupted, detach=True)
@@ -119,29 +132,49 @@ class Graft(nn.Module):
 
     def _generator(self, like: Tensor) -> torch.Generator:
         # The mask must not draw from the global stream, or the host's own run would change.
-        return torch.Generator(device=like.device).manual_seed(like.numel())
+        self.draws += 1
+        return torch.Generator(device=like.device).manual_seed(self.draws)
 
     def _guarded(self, x: Tensor | None, part: Tensor, *, detach: bool) -> Tensor | None:
         try:
             return self._residual(x, part, detach=detach)
         except _Misbehaved as error:
-            self.fault, self.fault_kind = str(error), error.kind
+            self.fail(error.kind, str(error))
         except Exception as error:  # whatever the kernel raises, the host must go on
-            self.fault, self.fault_kind = f"{type(error).__name__}: {error}", Fault.RAISED.value
+            self.fail(Fault.RAISED, f"{type(error).__name__}: {error}")
         return None
 
-    def _residual(self, x: Tensor | None, part: Tensor, *, detach: bool) -> Tensor:
+    def _residual(self, x: Tensor | None, part: Tensor, *, detach: bool) -> Tensor | None:
         source = part if self.reads == "output" else x
         if source is None:
             raise _Misbehaved(Fault.RAISED, "the child reads the site's input, but there is no float tensor in it")
-        result = self.child(source.detach() if detach else source)
-        if not isinstance(result, Tensor) or result.shape != part.shape:
-            given = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise _Misbehaved(Fault.WRONG_SHAPE, f"the child returned {given}; the site needs a tensor of shape {tuple(part.shape)}")
-        if not torch.compiler.is_compiling() and not bool(torch.isfinite(result).all()):
+        result = _checked(self.child(self._readable(source.detach() if detach else source)), part).to(part.dtype)
+        residual = result - (part.detach() if detach else part) if self.replaces else result
+        if torch.compiler.is_compiling() or _finite(residual):
+            return residual
+        if _finite(source) and _finite(part):
             raise _Misbehaved(Fault.NOT_FINITE, "the child returned a non-finite value")
-        result = result.to(part.dtype)
-        return result - (part.detach() if detach else part) if self.replaces else result
+        # The host itself went wrong: there is nothing to add and nobody to blame.
+        return None
+
+    def _readable(self, source: Tensor) -> Tensor:
+        """Cast to the child's own precision: a child may keep float32 weights beside a bfloat16 host."""
+        own = next((p.dtype for p in self.child.parameters()), source.dtype)
+        return source if torch.is_autocast_enabled(source.device.type) else source.to(own)
+
+
+def _checked(result: object, part: Tensor) -> Tensor:
+    if not isinstance(result, Tensor) or not result.is_floating_point():
+        kind = f"a tensor of {result.dtype}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+        raise _Misbehaved(Fault.WRONG_SHAPE, f"the child returned {kind}; the site needs a tensor of {part.dtype}")
+    if result.shape != part.shape or result.device != part.device:
+        given, needed = (f"{tuple(t.shape)} on {t.device}" for t in (result, part))
+        raise _Misbehaved(Fault.WRONG_SHAPE, f"the child returned {given}; the site needs {needed}")
+    return result
+
+
+def _finite(t: Tensor) -> bool:
+    return bool(torch.isfinite(t).all())
 
 
 def _flat(module: nn.Module) -> Tensor:

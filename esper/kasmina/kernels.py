@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ class KernelRequest:
 
     blueprint: str
     site: SiteShape
-    reads: str = "declared"
+    reads: Literal["declared", "output", "input"] = "declared"
     dims: tuple[tuple[str, int], ...] = ()
 
 
@@ -57,14 +58,14 @@ class KernelStore(ABC):
 
     @abstractmethod
     def prefetch(self, request: KernelRequest) -> None:
-        """Start to make the kernel ready; returns at once and may be called again."""
+        """Start to make the kernel ready; returns at once, never raises, and may be called again."""
 
     @abstractmethod
     def poll(self, request: KernelRequest) -> Kernel | None:
         """Return the kernel when it is ready, None while it is not.
 
         Raises:
-            KernelError: the kernel cannot be had; the message says why.
+            KernelError: the kernel cannot be had; the message says why. Every later call raises it again.
         """
 
     @abstractmethod

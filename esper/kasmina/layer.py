@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from esper.blueprints.site import Layout
 from esper.kasmina import telemetry
 from esper.kasmina.graft import Graft
 from esper.kasmina.sites import SiteKind
 from esper.leyline.errors import SiteError
 
-_LAYOUTS = {2: "bd", 3: "btd", 4: "bchw"}
+_LAYOUTS: dict[int, Layout] = {2: "bd", 3: "btd", 4: "bchw"}
+_CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
 class SiteFacts(NamedTuple):
@@ -25,7 +27,7 @@ class SiteFacts(NamedTuple):
         same_grid: whether input and output have the same positions.
     """
 
-    layout: str
+    layout: Layout
     width: int
     input_width: int
     tokens: int
@@ -80,14 +82,17 @@ class KasminaLayer(nn.Module):
         """Observe, and blend what is live; None leaves the output as it is."""
         if not (self.probing or self.sampling or self.live):
             return None
-        y = _first_tensor(output)
+        y, x = _first_tensor(output), _first_input(args, kwargs)
         if self.probing:
-            self._probe(module, args, kwargs, y)
+            self._probe(module, x, y)
         if y is None or self.facts is None:
             return None
         if self.sampling and module.training:
             self._sample(y)
-        return _replace_first(output, self._blend(_first_input(args, kwargs), y)) if self.live else None
+        result = self._blend(x, y) if self.live else y
+        if self.probing and y is not x:
+            result = self._watch(result)
+        return _replace_first(output, result) if result is not y else None
 
     def refresh(self) -> None:
         """Recompute which grafts the hook must run."""
@@ -121,7 +126,7 @@ class KasminaLayer(nn.Module):
             self.health[:, : stats.shape[1]] += stats
             self.samples[: stats.shape[1]] += 1
         if y.requires_grad and torch.is_grad_enabled():
-            y.register_hook(self._sample_gradient)
+            y.register_hook(self._sample_gradient)  # type: ignore[no-untyped-call]
 
     def _sample_gradient(self, grad: Tensor) -> None:
         assert isinstance(self.ids, Tensor)
@@ -134,15 +139,27 @@ class KasminaLayer(nn.Module):
         self.health[:, column] += values
         self.samples[column] += 1
 
-    def _probe(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], y: Tensor | None) -> None:
+    def _probe(self, module: nn.Module, x: Tensor | None, y: Tensor | None) -> None:
         self.fired[module.training] = True
         if y is None:
             self.refusal = "its output holds no float tensor"
             return
         if self.facts is None:
-            self._take_facts(module, _first_input(args, kwargs), y)
-        if y.requires_grad and torch.is_grad_enabled() and not self.gradient_seen:
-            y.register_hook(self._see_gradient)
+            self._take_facts(module, x, y)
+        if y is x and y.requires_grad and torch.is_grad_enabled():
+            y.register_hook(self._see_gradient)  # type: ignore[no-untyped-call]
+
+    def _watch(self, y: Tensor) -> Tensor:
+        """Return y, as a copy of its own until a gradient has reached it.
+
+        The module may use y itself, as a router does whose logits nobody else reads; only a copy tells whether
+        something behind the site listens.
+        """
+        if self.gradient_seen or not (y.requires_grad and torch.is_grad_enabled()):
+            return y
+        copy = y.clone()
+        copy.register_hook(self._see_gradient)  # type: ignore[no-untyped-call]
+        return copy
 
     def _see_gradient(self, grad: Tensor) -> None:
         self.gradient_seen = True
@@ -152,13 +169,22 @@ class KasminaLayer(nn.Module):
         if layout is None or (layout == "bchw" and not _is_convolutional(module)):
             self.refusal = f"its output has shape {tuple(y.shape)}; [B, D], [B, T, D] or [B, C, H, W] is needed"
             return
+        if layout == "btd" and isinstance(module, _CHANNELS_SECOND):
+            self.refusal = f"its output has shape {tuple(y.shape)} with the features on axis 1; they must come last"
+            return
         axis = 1 if layout == "bchw" else -1
         width = y.shape[axis]
         require_chunks(self.path, self.chunks, width)
         same_grid = x is not None and x.dim() == y.dim() and _grid(x, axis) == _grid(y, axis)
         input_width = x.shape[axis] if x is not None and x.dim() == y.dim() else 0
         self.facts = SiteFacts(layout, width, input_width, max(1, y[0].numel() // width), same_grid)
-        self.ids = telemetry.chunk_ids(width, self.chunks).to(y.device)
+        self.number_features(width)
+
+    def number_features(self, width: int) -> None:
+        """Remember which chunk each of `width` features belongs to."""
+        # The first batch may come in inference mode; what is made there could not be copied or moved later.
+        with torch.inference_mode(False):
+            self.ids = telemetry.chunk_ids(width, self.chunks).to(self.health.device)
 
     def finish_probe(self) -> str | None:
         """End probing; return why the site is refused, or None."""

@@ -6,11 +6,10 @@ from typing import final
 
 import torch
 
-
 from esper.blueprints import BlueprintIR, Library, SiteShape, build, cost, load_library, why_not
 from esper.kasmina.cache import KernelCache
 from esper.kasmina.kernels import Kernel, KernelRequest, KernelStore
-from esper.leyline.errors import EsperError, KernelError
+from esper.leyline.errors import KernelError
 
 _TOOLCHAIN = hashlib.sha256(f"torch-{torch.__version__}".encode()).hexdigest()[:12]
 _WARM_UP_SAMPLES = 2
@@ -31,23 +30,22 @@ class LibraryKernelStore(KernelStore):
         self.cache = cache if cache is not None else KernelCache()
         self._pool: ThreadPoolExecutor | None = None
         self._under_way: dict[KernelRequest, Future[Kernel]] = {}
+        self._failed: dict[KernelRequest, KernelError] = {}
         self._banned: set[str] = set()
 
     def prefetch(self, request: KernelRequest) -> None:
-        """Queue the build unless it is ready or under way."""
-        if request not in self._under_way and self.cache.get(request) is None:
+        """Queue the build unless it is ready, under way, or has failed."""
+        if not (request in self._under_way or request in self._failed or request in self.cache):
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-kernels")
             self._under_way[request] = self._pool.submit(self._ingest, request)
 
     def poll(self, request: KernelRequest) -> Kernel | None:
         """Return the kernel if it is ready; start it if nobody did."""
+        if request in self._failed:
+            raise self._failed[request]
         kernel = self.cache.get(request)
-        if kernel is None:
-            kernel = self._collect(request)
-        if kernel is not None and kernel.kernel_id in self._banned:
-            raise KernelError(f"kernel {kernel.kernel_id} failed in this run and is not offered again.")
-        return kernel
+        return kernel if kernel is not None else self._collect(request)
 
     def _collect(self, request: KernelRequest) -> Kernel | None:
         future = self._under_way.get(request)
@@ -59,10 +57,11 @@ class LibraryKernelStore(KernelStore):
         del self._under_way[request]
         try:
             kernel = future.result(timeout=0)
-        except EsperError:
-            raise
+            if kernel.kernel_id in self._banned:
+                raise KernelError(f"kernel {kernel.kernel_id} failed in this run and is not offered again")
         except Exception as error:
-            raise KernelError(f"{request.blueprint} failed to build: {error}") from error
+            self._failed[request] = KernelError(f"{request.blueprint} cannot be had: {error}")
+            raise self._failed[request] from error
         self.cache.put(request, kernel)
         return kernel
 
@@ -120,5 +119,3 @@ def _example_shape(site: SiteShape, width: int) -> tuple[int, ...]:
         side = max(1, round(site.tokens**0.5))
         return (_WARM_UP_SAMPLES, width, side, max(1, site.tokens // side))
     return (_WARM_UP_SAMPLES, site.tokens, width) if site.layout == "btd" else (_WARM_UP_SAMPLES, width)
-
-

@@ -1,7 +1,7 @@
 """What is remembered of one adaptation, from its germination to its end."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from esper.leyline.states import SeedState
 
@@ -37,7 +37,7 @@ class SeedRecord:
     seed_id: str
     blueprint: str
     ir: dict[str, Any]
-    reads: str
+    reads: Literal["declared", "output", "input"]
     dims: dict[str, int]
     strategy: str
     init_seed: int

@@ -27,7 +27,8 @@ def site_kind(path: str, module: nn.Module) -> SiteKind:
         'linear'
     """
     type_name, name = type(module).__name__.lower(), path.rpartition(".")[2].lower()
-    if isinstance(module, nn.Linear) or type_name == "conv1d":
+    # `Conv1D` of the transformers library is a linear layer; PyTorch's `Conv1d` is not.
+    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
         return "linear"
     if isinstance(module, nn.Conv2d):
         return "conv2d"

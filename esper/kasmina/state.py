@@ -52,9 +52,9 @@ class SeedArrays:
         """Append one dormant row and return its index."""
         return self.add_rows(1)
 
-    def truncate(self, rows: int) -> None:
-        """Drop every row from `rows` on."""
-        self.columns = {name: column[:rows].clone() for name, column in self.columns.items()}
+    def reset(self, rows: int) -> None:
+        """Keep that many rows, all dormant."""
+        self.columns = {name: torch.zeros_like(column[:rows]) for name, column in self.columns.items()}
 
     def state(self, row: int) -> SeedState:
         """Return the life-cycle state of a row."""

@@ -1,11 +1,15 @@
 """What the seeds do between boundaries: sample health, move alpha, count steps."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from esper.kasmina.bank import SeedBank
+from esper.kasmina.graft import Graft
 from esper.kasmina.layer import KasminaLayer
 from esper.kasmina.strategies import GraftingStrategy, GraftObservation, make_strategy
+from esper.leyline.events import Fault
 from esper.leyline.ids import SeedId
 from esper.leyline.states import SeedState
 
@@ -22,6 +26,7 @@ class SeedStepper:
         self.bank = bank
         self._strategies: dict[SeedId, GraftingStrategy] = {}
         self._pretrainers: dict[SeedId, AdamW] = {}
+        self._saved: dict[str, Any] = {}
 
     def begin(self, step: int) -> None:
         """Open or close the sampling of health for this step."""
@@ -75,14 +80,33 @@ class SeedStepper:
         graft = self.bank.graft(seed)
         if graft is None or graft.pending is None:
             return
+        optimizer = self._pretrainer(seed, graft)
+        loss, graft.pending = graft.pending, None
+        optimizer.zero_grad()
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except Exception as error:  # whatever the kernel raises, the host must go on
+            graft.fail(Fault.RAISED, f"{type(error).__name__} in its own backward pass: {error}")
+            self.bank.layer(seed.layer).refresh()
+        else:
+            optimizer.step()
+        optimizer.zero_grad()
+
+    def _pretrainer(self, seed: SeedId, graft: Graft) -> AdamW:
         if seed not in self._pretrainers:
-            self._pretrainers[seed] = AdamW(graft.child.parameters(), lr=self.bank.config.reconstruction_lr)
-        optimizer = self._pretrainers[seed]
-        optimizer.zero_grad()
-        graft.pending.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        graft.pending = None
+            optimizer = AdamW(graft.child.parameters(), lr=self.bank.config.reconstruction_lr)
+            if str(seed) in self._saved:
+                optimizer.load_state_dict(self._saved.pop(str(seed)))
+            self._pretrainers[seed] = optimizer
+        return self._pretrainers[seed]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizers of reconstruction training; everything else is in the seeds' records."""
+        return {str(seed): optimizer.state_dict() for seed, optimizer in self._pretrainers.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned; each optimizer is restored when its seed next trains."""
+        self._saved = dict(state)
 
 
 def drain_health(layer: KasminaLayer) -> Tensor:

@@ -141,9 +141,7 @@ class MorphableModel(nn.Module):
         return cls(host, SeedBank(host, config, targets))
 
 
-def wrap(
-    model: nn.Module, config: Any = None, *, targets: Targets = None, seeds_per_layer: int = 1
-) -> MorphableModel:
+def wrap(model: nn.Module, config: Any = None, *, targets: Targets = None, seeds_per_layer: int = 1) -> MorphableModel:
     """Attach seeds to a model.
 
     Args:
@@ -154,7 +152,8 @@ def wrap(
         seeds_per_layer: contiguous chunks of each layer's features; 1 leaves the config's value.
 
     Raises:
-        SiteError: a target matches nothing, or there are more seeds than features.
+        SiteError: the model is no module or already wrapped, a target matches nothing, or there are more seeds than
+            features.
         ConfigError: the config is not valid.
 
     Example:
@@ -165,6 +164,8 @@ def wrap(
         >>> morphable(torch.zeros(1, 4)).shape
         torch.Size([1, 2])
     """
+    if not isinstance(model, nn.Module):
+        raise SiteError(f"wrap takes a torch.nn.Module, not {type(model).__name__}.")
     section = getattr(config, "kasmina", config)
     settings = KasminaConfig.of(section)
     if seeds_per_layer != 1:

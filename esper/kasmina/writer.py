@@ -10,9 +10,9 @@ from esper.kasmina.bank import SeedBank
 from esper.kasmina.graft import Graft
 from esper.kasmina.kernels import Kernel, KernelRequest, KernelStore
 from esper.kasmina.record import SeedRecord
-from esper.kasmina.strategies import STRATEGIES
+from esper.kasmina.strategies import STRATEGIES, make_strategy
 from esper.leyline.commands import KasminaControlCommand
-from esper.leyline.errors import ConfigError, KernelError, SiteError
+from esper.leyline.errors import BlueprintError, ConfigError, KernelError, SiteError
 from esper.leyline.events import SeedTransitioned
 from esper.leyline.ids import SeedId
 from esper.leyline.states import Reason, SeedCommand, SeedState, next_state
@@ -45,31 +45,52 @@ class SeedWriter:
     def apply(self, commands: Sequence[KasminaControlCommand], moment: Moment) -> list[SeedTransitioned]:
         """Apply commands in seed order and return their events.
 
-        A command that the transition table forbids is refused before anything changes for that seed.
+        All are checked before anything changes: one that is not allowed refuses them all. A seed whose kernel is not
+        ready, or cannot be had, leaves its further commands undone.
 
         Raises:
             IllegalTransition: the table forbids a command.
             NoSuchSeed: a command names a seed that does not exist.
+            SiteError: a seed cannot germinate.
+            ConfigError: a command names an unknown grafting strategy.
         """
-        events = [event for c in sorted(commands, key=_seed_order) if (event := self._apply(c, moment))]
-        self.mirror(moment)
+        ordered = sorted(commands, key=_seed_order)
+        self._check(ordered)
+        events, stopped = [], set()
+        try:
+            for command in (c for c in ordered if c.target_seed_id not in stopped):
+                event = self._apply(command, moment)
+                if event is None or event.command is not command.command:
+                    stopped.add(command.target_seed_id)
+                events += [event] if event is not None else []
+        finally:
+            self.mirror(moment)
         return events
+
+    def _check(self, commands: Sequence[KasminaControlCommand]) -> None:
+        states: dict[SeedId, SeedState] = {}
+        for command in commands:
+            seed = SeedId.parse(command.target_seed_id)
+            states[seed] = next_state(states.get(seed, self.bank.state(seed)), command.command)
+            if command.command is _C.GERMINATE:
+                self._check_germination(seed, command)
 
     def mirror(self, moment: Moment) -> None:
         """Copy what changed during the steps into the state arrays and seal them."""
         columns = self.bank.arrays.columns
+        columns["alpha"].zero_()
+        columns["kernel_hash"].zero_()
         for seed, graft in self.bank.grafted().items():
             columns["alpha"][self.bank.rows[seed]] = graft.strength
+            columns["kernel_hash"][self.bank.rows[seed]] = short_hash(self.bank.records[seed].kernel_id)
         self.bank.arrays.seal()
 
     def _apply(self, command: KasminaControlCommand, moment: Moment) -> SeedTransitioned | None:
         seed = SeedId.parse(command.target_seed_id)
-        source = self.bank.state(seed)
-        next_state(source, command.command)
         try:
             if not self._act(seed, command):
                 return None
-        except KernelError as error:
+        except (KernelError, BlueprintError) as error:
             failed = {"command": _C.CULL, "reason": Reason.KERNEL_LOAD_FAILED}
             return self._commit(seed, command.model_copy(update=failed), moment, str(error))
         return self._commit(seed, command, moment, "")
@@ -82,7 +103,6 @@ class SeedWriter:
         if target is SeedState.CULLED:
             record.embargo = 0 if command.reason in _NO_EMBARGO else self.bank.config.embargo_steps
         self.bank.arrays.set_state(row, target)
-        self.bank.arrays.columns["kernel_hash"][row] = short_hash(record.kernel_id)
         self.bank.arrays.columns["last_epoch"][row] = moment.epoch
         event = SeedTransitioned(
             run_id=moment.run_id,
@@ -118,13 +138,15 @@ class SeedWriter:
             self._restage(seed, verb)
         return True
 
-    def _germinate(self, seed: SeedId, command: KasminaControlCommand) -> None:
+    def _check_germination(self, seed: SeedId, command: KasminaControlCommand) -> None:
         strategy = command.grafting_strategy or self.bank.config.strategy
         if strategy not in STRATEGIES:
             raise ConfigError(f"unknown grafting strategy {strategy!r}; allowed: {', '.join(STRATEGIES)}.")
         if self.bank.site_shape(seed) is None:
             why = self.bank.layer(seed.layer).refusal or "its shape is unknown until a batch has passed through it"
             raise SiteError(f"{seed} cannot germinate: {why}.")
+
+    def _germinate(self, seed: SeedId, command: KasminaControlCommand) -> None:
         self.bank.open(seed)
         self.bank.records[seed] = SeedRecord(
             seed_id=str(seed),
@@ -132,7 +154,7 @@ class SeedWriter:
             ir={},
             reads=command.reads,
             dims=dict(command.dims),
-            strategy=strategy,
+            strategy=command.grafting_strategy or self.bank.config.strategy,
             init_seed=command.init_seed,
             group=command.group,
         )
@@ -147,7 +169,7 @@ class SeedWriter:
         """Return whether the store answers for a LOADING seed; a failure counts, it ends the waiting."""
         try:
             return self.store.poll(self.request(seed)) is not None
-        except KernelError:
+        except (KernelError, BlueprintError):
             return True
 
     def _plant(self, seed: SeedId, verb: SeedCommand) -> bool:
@@ -177,14 +199,18 @@ class SeedWriter:
             return
         frozen = {_C.STABILIZE: config.freeze_stabilization, _C.FOSSILIZE: config.freeze_fossils}
         if verb in (_C.GRAFT, _C.STABILIZE, _C.FINE_TUNE, _C.FOSSILIZE):
-            graft.child.requires_grad_(not frozen.get(verb, False))
+            trainable = bool(self.bank.records[seed].ir.get("trainable", True))
+            graft.child.requires_grad_(trainable and not frozen.get(verb, False))
+        if verb is _C.STABILIZE:
+            graft.reference = None
         if verb is _C.GRAFT:
             self._begin_ramp(seed, graft)
         self.bank.layer(seed.layer).refresh()
 
     def _begin_ramp(self, seed: SeedId, graft: Graft) -> None:
         graft.objective, graft.pending = "graft", None
-        if STRATEGIES[self.bank.records[seed].strategy].needs_drift:
+        strategy = make_strategy(self.bank.records[seed].strategy, self.bank.config.ramp_steps)
+        if strategy.needs_drift:
             graft.remember_host(self.bank.layer(seed.layer).site)
 
     def _remove(self, seed: SeedId) -> None:

@@ -7,13 +7,14 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from esper.leyline.errors import ConfigError
+from esper.models.remembered import RememberedModule
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
     {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 )
 
 
-class MLP(nn.Module):
+class MLP(RememberedModule):
     """Linear layers with an activation between them; inputs are flattened.
 
     Linear layers sit at the even places: `layers.0`, `layers.2`, ... The default (task A) has 469

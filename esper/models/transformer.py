@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esper.leyline.errors import ConfigError, DataError
+from esper.models.remembered import RememberedModule
 
 POSITION_STD = 0.02
 EMBEDDING_STD = 0.04
@@ -105,7 +106,7 @@ class Block(nn.Module):
         return out
 
 
-class ByteTransformer(nn.Module):
+class ByteTransformer(RememberedModule):
     """Embedding, blocks, final norm and an untied head: the shell of both byte models.
 
     Args:

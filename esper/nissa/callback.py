@@ -94,15 +94,16 @@ class GrowthReport(Callback):
         self.chronicle.hear(message)
 
     def _measured(self, event: EpochEvent) -> EpochEvent:
-        """Under the policy `off` nothing has measured the decision loss; measure it the same way, for comparison."""
+        """Add the loss on the decision part where only the policy `off` left it unmeasured, for comparison."""
         evidence, trainer = self._controller.evidence if self._controller else None, self._trainer
         if event.validation_loss is not None or not isinstance(evidence, Evidence) or trainer is None:
             return event
-        if not trainer.enable_validation or trainer.limit_val_batches == 0:
+        validates = trainer.enable_validation and trainer.limit_val_batches != 0
+        if not validates and _require_tamiyo(trainer).decision_loader is None:
             return event
         try:
             loss = evidence.loss()
-        except DataError:
+        except DataError:  # Without a decision part there is nothing to compare.
             return event
         return event.model_copy(update={"validation_loss": loss}) if math.isfinite(loss) else event
 
@@ -157,7 +158,9 @@ class GrowthReport(Callback):
 
 def find_tamiyo(trainer: Trainer) -> Tamiyo | None:
     """Return the trainer's `Tamiyo` callback, or None."""
-    return next((c for c in trainer.callbacks if isinstance(c, Tamiyo)), None)
+    # Lightning sets this attribute outside its class, where type checkers do not see it.
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+    return next((c for c in callbacks if isinstance(c, Tamiyo)), None)
 
 
 def _require_tamiyo(trainer: Trainer) -> Tamiyo:

@@ -33,7 +33,8 @@ def require_writable(folder: str | Path) -> Path:
         with TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise OutputError(f"cannot write to {path}: {error.strerror or error}; choose another output folder.") from error
+        why = error.strerror or error
+        raise OutputError(f"cannot write to {path}: {why}; choose another output folder.") from error
 
 
 def write_json(path: Path, content: Any) -> None:

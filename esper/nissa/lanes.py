@@ -9,36 +9,40 @@ from matplotlib.patches import Patch
 from esper.leyline.reports import FINAL
 from esper.leyline.states import SeedState
 from esper.nissa.chronicle import Chronicle, Life, Stage
-from esper.nissa.palette import FAINT, GROWN, INK, STAGES
-from esper.nissa.summary import number
+from esper.nissa.palette import FAINT, INK, STAGES
+from esper.nissa.summary import GraftLine, gain_scale, graft_lines, number
 
 MOST_LANES = 24
 """Most lanes that a picture shows; fossils come first."""
 
-_HEIGHT = 0.66
+_HEIGHT = 0.7
+_ROOM = 0.72
+"""Part of the run after which the words about a lane's end stand before it."""
 
 
 class Lanes(NamedTuple):
-    """The lives that a picture shows, and how many it leaves out."""
+    """The lives that a picture shows, each in one line too, and how many it leaves out."""
 
     lives: tuple[Life, ...]
+    lines: tuple[GraftLine, ...]
     left_out: int
 
 
 def choose_lanes(chronicle: Chronicle) -> Lanes:
     """Return the lives to show, in order of germination; beyond `MOST_LANES` those that were kept come first."""
-    lives = chronicle.lives()
-    shown = sorted(range(len(lives)), key=lambda i: (not lives[i].kept, i))[:MOST_LANES]
-    return Lanes(tuple(lives[i] for i in sorted(shown)), max(0, len(lives) - MOST_LANES))
+    lives, lines = chronicle.lives(), graft_lines(chronicle)
+    shown = sorted(sorted(range(len(lives)), key=lambda i: (not lives[i].kept, i))[:MOST_LANES])
+    left_out = len(lives) - len(shown)
+    return Lanes(tuple(lives[i] for i in shown), tuple(lines[i] for i in shown), left_out)
 
 
 def draw_lanes(axes: Axes, lanes: Lanes, end: int) -> None:
-    """Draw every lane, its name on the left and its end on the right."""
+    """Draw every lane, its name on the left and its end beside or inside its last bar."""
     for row, life in enumerate(lanes.lives):
         for stage in life.stages:
             _draw_stage(axes, row, stage, end)
     _draw_names(axes, lanes)
-    _draw_ends(axes, lanes)
+    _draw_ends(axes, lanes, end)
     _separate_groups(axes, lanes)
     axes.set_ylim(len(lanes.lives) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -49,13 +53,18 @@ def draw_lanes(axes: Axes, lanes: Lanes, end: int) -> None:
 def _draw_stage(axes: Axes, row: int, stage: Stage, end: int) -> None:
     colour = STAGES.get(stage.state, FAINT)
     if stage.state in FINAL - {SeedState.FOSSILIZED}:
-        axes.plot([stage.start], [row], marker="X", color=colour, markersize=6, markeredgecolor="white", zorder=4)
+        _mark(axes, row, stage, "X")
         return
     until = end if stage.end is None else stage.end
     if until > stage.start:
         axes.barh(row, until - stage.start, left=stage.start, height=_HEIGHT, color=colour, linewidth=0)
     if stage.state is SeedState.FOSSILIZED:
-        axes.plot([stage.start], [row], marker="D", color=colour, markersize=6, markeredgecolor="white", zorder=4)
+        _mark(axes, row, stage, "D")
+
+
+def _mark(axes: Axes, row: int, stage: Stage, marker: str) -> None:
+    style = {"color": STAGES[stage.state], "markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.8}
+    axes.plot([stage.start], [row], marker=marker, zorder=4, clip_on=False, **style)  # type: ignore[arg-type]
 
 
 def _draw_names(axes: Axes, lanes: Lanes) -> None:
@@ -83,27 +92,31 @@ def _common_prefix(seeds: list[str]) -> str:
     return "".join(shared)
 
 
-def _draw_ends(axes: Axes, lanes: Lanes) -> None:
-    for row, life in enumerate(lanes.lives):
+def _draw_ends(axes: Axes, lanes: Lanes, end: int) -> None:
+    scale = gain_scale(lanes.lines)
+    for row, (life, line) in enumerate(zip(lanes.lives, lanes.lines, strict=True)):
+        last = life.stages[-1].start
+        before = last > _ROOM * end
+        on_green = life.kept and not before
         axes.annotate(
-            _ending(life),
-            (1.0, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(6, 0),
+            _ending(line, scale),
+            (last, row),
+            xytext=(-8 if before else 8, -0.5),
             textcoords="offset points",
+            ha="right" if before else "left",
             va="center",
-            fontsize=8,
-            color=GROWN if life.kept else FAINT,
+            fontsize=7.5,
+            color="white" if on_green else INK,
             fontweight="bold" if life.kept else "normal",
+            zorder=5,
         )
 
 
-def _ending(life: Life) -> str:
-    if life.report is None:
+def _ending(line: GraftLine, scale: float) -> str:
+    if line.ended is None:
         return "under way"
-    word = "kept" if life.kept else life.report.reason.value.lower().replace("_", " ")
-    found = life.report.counterfactual
-    return word if found is None else f"{word}, gain {number(found.mean)}"
+    word = "kept" if line.kept else line.reason.lower().replace("_", " ")
+    return word if line.gain is None else f"{word}, gain {number(line.gain, scale)}"
 
 
 def _separate_groups(axes: Axes, lanes: Lanes) -> None:

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from esper.leyline.errors import OutputError
 from esper.leyline.states import IN_PROGRESS, SeedState
 from esper.nissa.chronicle import Chronicle
-from esper.nissa.lanes import Lanes, choose_lanes, draw_lanes, stage_legend
+from esper.nissa.lanes import choose_lanes, draw_lanes, stage_legend
 from esper.nissa.palette import DECISION, FAINT, GROWN, HOST, INK, STAGES, TRAIN
 from esper.nissa.summary import headline
 
@@ -64,7 +65,8 @@ def make_figure(chronicle: Chronicle, *, twin: Chronicle | None = None, title: s
         _tidy(axes)
     rows[-1].set_xlabel("training steps", fontsize=9)
     rows[-1].set_xlim(0, end)
-    figure.suptitle(f"{title}: {headline(chronicle)}" if title else headline(chronicle), fontsize=10, color=INK)
+    told = headline(chronicle, twin)
+    figure.suptitle(fill(f"{title}: {told}" if title else told, 120), fontsize=9.5, color=INK)
     if lanes.lives:
         figure.legend(handles=stage_legend(lanes), loc="outside lower center", ncols=8, fontsize=8, frameon=False)
     return figure
@@ -87,7 +89,7 @@ def _draw_losses(axes: Axes, chronicle: Chronicle, twin: Chronicle | None) -> No
     _line(axes, smooth, color=TRAIN, linewidth=1.4, label="training")
     other = twin.decision_losses if twin is not None else []
     _line(axes, other, color=INK, linewidth=1.4, linestyle="--", label="decision part, same run without growth")
-    _line(axes, decision, color=DECISION, linewidth=1.6, marker="o", markersize=3, label="decision part")
+    _line(axes, decision, color=DECISION, linewidth=1.6, marker="o", markersize=3, clip_on=False, label="decision part")
     _limit(axes, smooth, decision + other, chronicle.steps)
     axes.set_ylabel("loss", fontsize=9)
     axes.tick_params(axis="y", labelsize=8, color=FAINT)
@@ -103,7 +105,7 @@ def _line(axes: Axes, points: Points, **style: object) -> None:
 
 def _limit(axes: Axes, smooth: Points, decision: Points, steps: int) -> None:
     """Fit the axis to what comes after the first steps, whose losses would flatten the rest."""
-    late = [y for x, y in smooth if x >= 0.04 * steps] + [y for _, y in decision]
+    late = [y for x, y in smooth if x >= 0.06 * steps] + [y for _, y in decision]
     shown = [y for y in late if math.isfinite(y)]
     if shown and max(shown) > min(shown):
         room = max(shown) - min(shown)
@@ -111,13 +113,17 @@ def _limit(axes: Axes, smooth: Points, decision: Points, steps: int) -> None:
 
 
 def smoothed(points: Points) -> Points:
-    """Return an exponential moving average over about a fortieth of the curve, corrected for its start."""
-    keep = 1 - 1 / max(2.0, len(points) / 40)
-    average, weight, result = 0.0, 0.0, []
-    for step, loss in points:
-        if math.isfinite(loss):
-            average, weight = keep * average + (1 - keep) * loss, keep * weight + (1 - keep)
-        result.append((step, average / weight if weight and math.isfinite(loss) else math.nan))
+    """Return a centred moving average over about a thirtieth of the curve; what is not finite stays a gap.
+
+    Example:
+        >>> smoothed([(1, 3.0), (2, 1.0), (3, 2.0)])
+        [(1, 2.0), (2, 2.0), (3, 1.5)]
+    """
+    reach = max(1, len(points) // 60)
+    result = []
+    for place, (step, loss) in enumerate(points):
+        near = [y for _, y in points[max(0, place - reach) : place + reach + 1] if math.isfinite(y)]
+        result.append((step, sum(near) / len(near) if math.isfinite(loss) else math.nan))
     return result
 
 

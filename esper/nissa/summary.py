@@ -1,6 +1,7 @@
 """What a run came to: its grafts, its losses, and whether growth earned its place."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from esper.nissa.chronicle import Chronicle, Life
@@ -133,17 +134,24 @@ def _line(life: Life, price_per_kparam: float) -> GraftLine:
     return replace(line, gain=found.mean, lower=found.lower, upper=found.upper, samples=found.n)
 
 
-def headline(chronicle: Chronicle) -> str:
-    """Return what happened in one line, for the head of a picture."""
+def headline(chronicle: Chronicle, twin: Chronicle | None = None) -> str:
+    """Return what happened in one line, for the head of a picture; `twin` is the same run without growth."""
     lines = graft_lines(chronicle)
     kept = [line for line in lines if line.kept]
-    losses = chronicle.decision_losses
-    loss = f"; decision loss {number(losses[0][1])} → {number(losses[-1][1])}" if len(losses) > 1 else ""
+    loss = _decision_words(chronicle, twin)
     if not lines:
         return f"Nothing was tried{loss}"
     if not kept:
         return f"Tried {len(lines)}, kept none{loss}"
-    return f"Tried {len(lines)}, kept {_counted(kept)}, {_price(chronicle)}{loss}"
+    return f"Tried {len(lines)}, kept {_counted(kept)} for {_price(chronicle)}{loss}"
+
+
+def _decision_words(chronicle: Chronicle, twin: Chronicle | None) -> str:
+    losses, other = chronicle.decision_losses, twin.decision_losses if twin is not None else []
+    if not losses:
+        return ""
+    against = f", {number(other[-1][1])} without growth" if other else ""
+    return f"; decision loss {number(losses[-1][1])}{against}"
 
 
 def _counted(kept: list[GraftLine]) -> str:
@@ -181,7 +189,8 @@ def verdict(grown: RunResult, twin: RunResult | None = None) -> str:
     interval = paired_interval(twin.report_samples, grown.report_samples)
     head = _interval_head(interval, grown) if interval else _number_head(without - with_growth, grown)
     size = f"{_relative(with_growth, without)}; {_evidence(interval, grown, twin)}"
-    return f"{head}: report loss {number(with_growth)} against {number(without)} without it ({size}), {_tail(grown, twin)}."
+    losses = f"report loss {number(with_growth)} against {number(without)} without it"
+    return f"{head}: {losses} ({size}), {_tail(grown, twin)}."
 
 
 def _alone(run: RunResult) -> str:
@@ -256,6 +265,12 @@ def _tail(grown: RunResult, twin: RunResult) -> str:
     return f"{price}, with {100 * abs(ratio):.1f} % {'more' if ratio > 0 else 'less'} training compute"
 
 
+def gain_scale(lines: Iterable[GraftLine]) -> float:
+    """Return a scale for `number` that shows all gains with as many decimals, two more than the largest needs."""
+    sizes = (abs(line.gain) for line in lines if line.gain is not None and math.isfinite(line.gain))
+    return max(sizes, default=1.0) / 100
+
+
 def number(value: float, scale: float | None = None) -> str:
     """Return a loss for people: three decimals, more where the number (or `scale`) is small.
 
@@ -270,4 +285,6 @@ def number(value: float, scale: float | None = None) -> str:
         return f"{value:.1e}"
     decimals = 3 if size == 0 else max(3, 1 - math.floor(math.log10(size)))
     text = f"{value:.{decimals}f}"
+    if float(text) == 0:
+        text = text.removeprefix("-")
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text

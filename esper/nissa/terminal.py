@@ -1,10 +1,11 @@
 """The growth table that ends a run in the terminal."""
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from esper.nissa.summary import GraftLine, RunResult, number, verdict
+from esper.nissa.summary import GraftLine, RunResult, gain_scale, number, verdict
 
 __all__ = ["present", "verdict"]
 
@@ -30,41 +31,44 @@ def present(grown: RunResult, twin: RunResult | None = None, console: Console | 
 
 def growth_table(run: RunResult) -> Table:
     """Return one row per adaptation."""
-    table = Table(title="What was tried", title_justify="left")
-    for name in ("blueprint", "site", "steps"):
-        table.add_column(name, overflow="fold")
+    table = Table(title="What was tried", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("blueprint and site", overflow="fold")
     table.add_column("parameters", justify="right")
-    table.add_column("outcome")
+    table.add_column("outcome and reason")
     table.add_column("gain (interval)", justify="right")
+    scale = gain_scale(run.grafts)
     for before, line in zip((None, *run.grafts), run.grafts, strict=False):
         if before is not None and before.group != line.group:
             table.add_section()
-        table.add_row(*_cells(line))
+        table.add_row(*_cells(line, scale))
     return table
 
 
-def _cells(line: GraftLine) -> tuple[str | Text, ...]:
-    outcome = Text(line.outcome, style=_STYLES.get(line.outcome, ""))
-    if line.reason:
-        outcome.append(f"\n{line.reason}", style="dim")
-    life = f"{line.born}-{line.ended}" if line.ended is not None else f"{line.born}-"
-    return Text(line.blueprint), Text(line.seed_id), life, f"{line.params:,}", outcome, gain_text(line)
+def _cells(line: GraftLine, scale: float) -> tuple[str | Text, ...]:
+    place = Text(line.blueprint, style="bold" if line.kept else "").append(f"\n{line.seed_id}", style="dim")
+    outcome = Text(line.outcome, style=_STYLES.get(line.outcome, "")).append(f"\n{line.reason}", style="dim")
+    return place, f"{line.params:,}", outcome, gain_text(line, scale)
 
 
-def gain_text(line: GraftLine) -> str:
-    """Return the measured gain with its interval, or `not measured`."""
+def gain_text(line: GraftLine, scale: float | None = None) -> str:
+    """Return the measured gain over its interval, or `not measured`.
+
+    Args:
+        line: the adaptation.
+        scale: decides the decimals, see `esper.nissa.summary.number`; None takes the gain itself.
+    """
     if line.gain is None or line.lower is None or line.upper is None:
         return "not measured"
-    bounds = (number(bound, line.gain) for bound in (line.lower, line.upper))
-    return f"{number(line.gain)}\n({' to '.join(bounds)})"
+    size = line.gain if scale is None else scale
+    return f"{number(line.gain, size)}\n({number(line.lower, size)} to {number(line.upper, size)})"
 
 
 def run_table(grown: RunResult, twin: RunResult | None) -> Table:
     """Return one row per run."""
-    table = Table(title="What it came to", title_justify="left")
-    table.add_column("run")
-    for name in ("parameters", "report loss", "decision loss", "steps", "training MACs", "seconds"):
-        table.add_column(name, justify="right")
+    table = Table(title="What it came to", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in ("parameters", "report loss", "decision", "steps", "MACs", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     runs = [("with growth", grown)] + ([("without", twin)] if twin is not None else [])
     for name, run in runs:
         table.add_row(
@@ -73,7 +77,7 @@ def run_table(grown: RunResult, twin: RunResult | None) -> Table:
             _optional(run.report_loss),
             _optional(run.decision_loss),
             f"{run.steps:,}",
-            f"{run.train_macs:.2e}" if run.train_macs else "-",
+            f"{run.train_macs:.1e}" if run.train_macs else "-",
             f"{run.seconds:.0f}",
         )
     return table

@@ -4,7 +4,7 @@ Each hook is thin: it observes, lets the controller decide, and lets the one wri
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, final
 
@@ -59,6 +59,8 @@ class Tamiyo(Callback):
         child_warmup_steps: optimizer steps from birth to a child's full learning rate.
         output_dir: folder of `events.jsonl` and `fieldreports.jsonl`; None takes the trainer's log folder.
         controller: a ready controller, for a model wrapped by hand.
+        decision_loader: batches of the decision part, for a module without validation; its boundaries are the ends of
+            training epochs.
 
     Example:
         >>> import lightning, esper
@@ -81,6 +83,7 @@ class Tamiyo(Callback):
         child_warmup_steps: int = 0,
         output_dir: str | None = None,
         controller: TamiyoController | None = None,
+        decision_loader: Iterable[Any] | None = None,
     ) -> None:
         """Check the settings; nothing is attached before the trainer starts."""
         self.config = TamiyoConfig.of(TamiyoConfig.of(settings).model_dump() | {"policy": policy})
@@ -89,7 +92,7 @@ class Tamiyo(Callback):
             seeds = KasminaConfig.of(seeds.model_dump() | {"seeds_per_layer": seeds_per_layer})
         self.kasmina, self.targets, self.store, self.bus = seeds, targets, store, bus
         self.child_lr_scale, self.warm_up = child_lr_scale, BirthWarmUp(child_warmup_steps)
-        self.output_dir = output_dir
+        self.output_dir, self.decision_loader = output_dir, decision_loader
         self.controller = controller
         self.history: list[dict[str, float]] = []
         self._given_controller = controller is not None
@@ -157,7 +160,7 @@ class Tamiyo(Callback):
             trainer,
             pl_module,
             attachment.bank,
-            lambda: decision_batches(trainer, pl_module),
+            lambda: iter(self.decision_loader or decision_batches(trainer, pl_module)),
             samples=controller.config.decision_samples,
             confidence=controller.config.confidence,
         )
@@ -179,10 +182,11 @@ class Tamiyo(Callback):
             raise ConfigError(f"growth on {trainer.world_size} processes is not supported yet; use devices=1.")
         if len(trainer.optimizers) != 1:
             raise ConfigError(f"Tamiyo needs one optimizer, the module configures {len(trainer.optimizers)}.")
-        if self.config.policy != "off" and not _has_decision_part(trainer, pl_module):
+        if self.config.policy != "off" and self.decision_loader is None and not _validates(trainer):
             raise DataError(
-                "the decision part is missing: this run has no validation batches. Give the trainer a validation "
-                "loader (and leave limit_val_batches above 0), or use policy='off'."
+                "the decision part is missing: this run does not validate. Give the trainer a validation loader and the "
+                "module a validation_step (and leave limit_val_batches above 0), or pass decision_loader= to Tamiyo, "
+                "or use policy='off'."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -226,6 +230,11 @@ class Tamiyo(Callback):
         if trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking:
             self._boundary(trainer, final=False)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A boundary, for a run that does not validate but was given a decision loader."""
+        if self.decision_loader is not None and not _validates(trainer):
+            self._boundary(trainer, final=False)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last boundary: judge what can be judged, remove the rest."""
         self._boundary(trainer, final=True)
@@ -235,8 +244,8 @@ class Tamiyo(Callback):
         assert self._evidence is not None
         # Validation runs in inference mode; children made there could never be trained.
         with torch.inference_mode(False), torch.enable_grad():
-            self._finish_probing(attachment)
             loss = self._decision_loss(trainer)
+            self._finish_probing(attachment)
             packet = controller.observe(
                 self._moment(trainer), train_loss=self._train_loss(), validation_loss=loss, metrics=_metrics(trainer)
             )
@@ -312,6 +321,7 @@ class Tamiyo(Callback):
         return {
             "controller": self.controller.state_dict(),
             "random": random_state(),
+            "steps": self._stepper.state_dict() if self._stepper is not None else {},
             "history": [dict(entry) for entry in self.history],
             "loss": [self._loss_sum, self._loss_count, self._last_step],
         }
@@ -325,6 +335,8 @@ class Tamiyo(Callback):
     def _restore(self, state: dict[str, Any]) -> None:
         assert self.controller is not None
         self.controller.load_state_dict(state["controller"])
+        if self._stepper is not None:
+            self._stepper.load_state_dict(state["steps"])
         self.history = [dict(entry) for entry in state["history"]]
         self._loss_sum, self._loss_count, self._last_step = state["loss"]
 
@@ -377,7 +389,7 @@ def has_report_part(trainer: Trainer, module: LightningModule) -> bool:
     )
 
 
-def _has_decision_part(trainer: Trainer, module: LightningModule) -> bool:
+def _validates(trainer: Trainer) -> bool:
     return bool(trainer.enable_validation) and trainer.limit_val_batches != 0
 
 

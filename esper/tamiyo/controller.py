@@ -224,7 +224,8 @@ class TamiyoController:
                 )
 
     def _explain(self, decision: Decision, moment: Moment) -> None:
-        if decision.explanation:
+        said = decision.explanation in self.explanations[-1:] and not decision.commands
+        if decision.explanation and not said:
             self.explanations.append(decision.explanation)
             ids = tuple(c.command_id for c in decision.commands)
             self._tell(

@@ -1,28 +1,22 @@
 """Remember how an Esper model was constructed, so that a saved folder can rebuild it without the user's code."""
 
-import inspect
 from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from esper.leyline.errors import CheckpointError
+from esper.models.remembered import RememberedModule
 
 _ALLOWED = "esper.models."
 
 
 def describe_factory(host: nn.Module) -> dict[str, Any] | None:
-    """Return class and constructor arguments of an Esper model, or None for any other module.
-
-    An Esper model keeps each constructor argument, a plain value, under the argument's own name.
-    """
+    """Return class and constructor arguments of an Esper model, or None for any other module."""
     cls = type(host)
-    if not cls.__module__.startswith(_ALLOWED):
+    if not isinstance(host, RememberedModule) or not cls.__module__.startswith(_ALLOWED):
         return None
-    names = list(inspect.signature(cls.__init__).parameters)[1:]
-    if not all(hasattr(host, name) for name in names):
-        return None
-    return {"class": f"{cls.__module__}.{cls.__qualname__}", "arguments": {n: getattr(host, n) for n in names}}
+    return {"class": f"{cls.__module__}.{cls.__qualname__}", "arguments": host.arguments}
 
 
 def make_host(description: dict[str, Any] | None) -> nn.Module:

@@ -106,4 +106,4 @@ def _instantiate(config: TolariaConfig) -> Any:
         parsed = parser.parse_object({k: v.model_dump() if v else None for k, v in given.items()})
     except ArgumentError as error:
         raise ConfigError(f"tolaria: {error}") from error
-    return parser.instantiate_classes(parsed)
+    return parser.instantiate(parsed)

@@ -129,11 +129,10 @@ def test_a_demo_module_of_lightning_grows_unmodified(tmp_path: Path, monkeypatch
     torch.manual_seed(0)
     module = LightningTransformer(vocab_size=17)
     module.model = Transformer(vocab_size=17, ninp=16, nhead=2, nhid=16, nlayers=1)
+    decision = DataLoader(Text(), batch_size=8)
     settings = planting(at=8, blueprint="BP-MLP-GELU", site="model.transformer.encoder.layers.0.linear2", params=900)
-    callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=settings)
-    loaders = [DataLoader(Text(), batch_size=8) for _ in range(2)]
-    with pytest.warns(UserWarning, match="(?i)num_workers|even validation|no `validation_step`|validation_step"):
-        trainer(tmp_path, callback, epochs=6).fit(module, *loaders)
+    callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=settings, decision_loader=decision)
+    trainer(tmp_path, callback, epochs=6).fit(module, DataLoader(Text(), batch_size=8))
     assert callback.controller.reports
 
 

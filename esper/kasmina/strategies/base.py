@@ -52,4 +52,4 @@ class GraftingStrategy(ABC):
     @property
     def alpha(self) -> float:
         """The present alpha in [0, 1]."""
-        return self.steps / self.ramp_steps
+        return min(1.0, self.steps / self.ramp_steps)

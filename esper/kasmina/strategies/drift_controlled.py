@@ -1,5 +1,6 @@
 """A ramp that pauses while the host layer's weights move too fast."""
 
+import math
 from typing import final
 
 from esper.kasmina.strategies.base import GraftingStrategy, GraftObservation
@@ -25,6 +26,8 @@ class DriftControlled(GraftingStrategy):
         self.seen = 0.0
 
     def update(self, observation: GraftObservation) -> float:
-        """Advance unless the weights moved too far in this step."""
+        """Advance unless the weights moved too far in this step, or nowhere that a number can name."""
+        if not math.isfinite(observation.drift):
+            return self.alpha
         step, self.seen = abs(observation.drift - self.seen), observation.drift
         return self.alpha if step > self.threshold else self._advance()

@@ -1,5 +1,6 @@
 """A ramp that advances only while the training loss does not get worse."""
 
+import math
 from typing import final
 
 from esper.kasmina.strategies.base import GraftingStrategy, GraftObservation
@@ -24,7 +25,9 @@ class PerformanceLinked(GraftingStrategy):
         self.slow: float | None = None
 
     def update(self, observation: GraftObservation) -> float:
-        """Advance unless the loss is getting worse."""
+        """Advance unless the loss is getting worse; one that is not finite counts as worse and is not remembered."""
+        if not math.isfinite(observation.loss):
+            return self.alpha
         fast = self.fast if self.fast is not None else observation.loss
         slow = self.slow if self.slow is not None else observation.loss
         self.fast = fast + 0.2 * (observation.loss - fast)

@@ -1,0 +1,117 @@
+"""A grown model saved, and loaded in a process that never saw it grow."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import esper
+from esper.data import Digits
+from esper.leyline.errors import CheckpointError, ConfigError, OutputError
+from esper.models import MLP
+from tests.helpers import QUICK, planting
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> esper.MorphableModel:
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    model = esper.wrap(MLP(widths=(64, 16, 10)), QUICK)
+    settings = planting(site="layers.0", params=600) | {"policy": "schedule"}
+    controller = esper.TamiyoController(model, settings)
+    config = {"max_epochs": 6, "output_dir": str(folder), "accelerator": "cpu"}
+    trained, history = esper.TolariaTrainer(model, controller, config, data=Digits(batch_size=64, train=640)).train()
+    controller.close()
+    assert "report_loss" in history[-1]
+    assert trained.bank.grafted()
+    return trained.eval()
+
+
+def test_a_fresh_process_gives_the_same_outputs(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    esper.save_model(grown, tmp_path / "model")
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    torch.save({"x": x, "y": grown(x).detach()}, tmp_path / "expected.pt")
+    code = (
+        "import sys, torch, esper; e = torch.load(sys.argv[2], weights_only=True);"
+        "m = esper.load_model(sys.argv[1]); assert torch.equal(m(e['x']), e['y']); print('same')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "model"), str(tmp_path / "expected.pt")],
+        capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    assert result.stdout.strip() == "same", result.stderr
+
+
+def test_a_foreign_host_is_given_by_hand(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = esper.wrap(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).eval()
+    esper.save_model(model, tmp_path / "model")
+    fresh = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    loaded = esper.load_model(tmp_path / "model", host=fresh)
+    x = torch.randn(2, 3)
+    assert loaded.host is fresh
+    assert torch.equal(loaded(x), model(x))
+    with pytest.raises(CheckpointError, match="pass `host=`"):
+        esper.load_model(tmp_path / "model")
+
+
+def test_lineage_names_the_evidence(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    esper.save_model(grown, tmp_path / "model")
+    lineage = json.loads((tmp_path / "model" / "lineage.json").read_text())
+    fossil = lineage["fossils"][0]
+    assert lineage["added_params"] == grown.bank.added_parameters()
+    assert fossil["counterfactual"]["lower"] > 0
+    assert (tmp_path / "model" / "blueprints" / f"{fossil['blueprint_sha256']}.json").exists()
+
+
+def test_saving_twice_replaces_the_folder_as_a_whole(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    esper.save_model(grown, tmp_path / "model")
+    (tmp_path / "model" / "stale").write_text("x")
+    esper.save_model(grown, tmp_path / "model")
+    assert not (tmp_path / "model" / "stale").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_every_damage_is_named(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    path = esper.save_model(grown, tmp_path / "model")
+    weights = path / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match="damaged"):
+        esper.load_model(path)
+    with pytest.raises(CheckpointError, match="topology.json"):
+        esper.load_model(tmp_path)
+    (path / "topology.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        esper.load_model(path)
+
+
+def test_another_architecture_is_refused(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    path = esper.save_model(grown, tmp_path / "model")
+    with pytest.raises(CheckpointError):
+        esper.load_model(path, host=nn.Sequential(nn.Linear(64, 16)))
+    with pytest.raises(CheckpointError, match="shape|match"):
+        esper.load_model(path, host=MLP(widths=(64, 12, 10)))
+
+
+def test_only_esper_models_are_rebuilt_by_name(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    path = esper.save_model(grown, tmp_path / "model")
+    topology = json.loads((path / "topology.json").read_text())
+    topology["host"] = {"class": "os.system", "arguments": {"command": "true"}}
+    (path / "topology.json").write_text(json.dumps(topology))
+    with pytest.raises(CheckpointError, match="not imported"):
+        esper.load_model(path)
+
+
+def test_what_cannot_be_saved_says_so(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="wrap it first"):
+        esper.save_model(nn.Linear(1, 1), tmp_path / "model")  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="writable"):
+        esper.save_model(grown, tmp_path / "file" / "model")
