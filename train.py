@@ -10,7 +10,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from esper.console import message_of, plain_errors
-from esper.run import run
 
 log = logging.getLogger("esper")
 
@@ -18,6 +17,9 @@ log = logging.getLogger("esper")
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(composed: DictConfig) -> float | None:
     """Run one configuration; return its report loss, which a sweeper may minimise."""
+    # Torch and Lightning take seconds to import, which a mistyped option need not wait for.
+    from esper.run import run
+
     config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     try:
         return run(config).grown.report_loss

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
+from typing import Any
 
 from esper.config import unknown_key
 from esper.leyline.errors import ConfigError, EsperError
@@ -63,14 +64,16 @@ def message_of(error: Exception) -> str | None:
 def _hydra_message(error: Exception) -> str:
     """Return Hydra's message; for a key that does not exist, name the near miss."""
     cause = error.__cause__ if error.__cause__ is not None else error
-    key, parent = getattr(cause, "key", None), getattr(cause, "parent_node", None)
+    key: object = getattr(cause, "key", None)
+    parent: Any = getattr(cause, "parent_node", None)
     if key is not None and hasattr(parent, "keys"):
         where = str(getattr(cause, "full_key", None) or key)
-        return f"{unknown_key(where, str(key), [str(k) for k in parent])}. To add a new key, write +{where}=..."
+        return f"{unknown_key(where, str(key), [str(k) for k in parent])} (to add a new key, write +{where}=...)"
     options = getattr(error, "options", None)
     wanted = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")[2]
     near = get_close_matches(wanted, options or [], n=1)
-    return str(error).strip() + (f"\nDid you mean {near[0]!r}?" if near else "")
+    message = str(error).partition("Config search path")[0].strip()
+    return message + (f"\nDid you mean {near[0]!r}?" if near else "")
 
 
 def config_error(message: str, known: list[str]) -> ConfigError:
@@ -82,19 +85,19 @@ def config_error(message: str, known: list[str]) -> ConfigError:
     """
     for pattern in _UNKNOWN:
         if found := pattern.search(message):
-            group, key = found.groupdict().get("group"), found["key"].rpartition(".")[2]
-            where = f"{group}.{key}" if group else found["key"]
-            return ConfigError(unknown_key(where, key, _allowed(message, group, known)))
+            path = ".".join(filter(None, (found.groupdict().get("group"), found["key"])))
+            return ConfigError(_unknown_option(path, message, known))
     hint = '; quote it, "off": YAML reads a bare off as false' if "Got value: False" in message else ""
     return ConfigError(_shorter(message) + hint)
 
 
-def _allowed(message: str, group: str | None, known: list[str]) -> list[str]:
-    """Return the keys that could have been meant: of the class named last, else of the group."""
+def _unknown_option(path: str, message: str, known: list[str]) -> str:
+    group, _, key = path.rpartition(".")
     if classes := _CLASS.findall(message):
-        return [name for path in classes for name in _parameters(path)]
+        return unknown_key(path, key, [name for cls in classes for name in _parameters(cls)])
     prefix = f"{group}." if group else ""
-    return sorted({name.removeprefix(prefix).partition(".")[0] for name in known if name.startswith(prefix)})
+    allowed = {name.removeprefix(prefix).partition(".")[0] for name in known if name.startswith(prefix)}
+    return unknown_key(path, key, sorted(allowed)) if allowed else _unknown_option(group, message, known)
 
 
 def _parameters(path: str) -> list[str]:

@@ -9,6 +9,7 @@ _CHATTER: Final = (
     "TPU available",
     "HPU available",
     "💡 Tip",
+    "Loading `train_dataloader`",
     "Seed set to",
     "`Trainer.fit` stopped",
     "`Trainer(",
@@ -25,6 +26,8 @@ _WARNINGS: Final = (
     r"LightningCLI's args parameter",
     # One process that reads small data itself is the fast choice here.
     r"The '.*_dataloader' does not have many workers",
+    # A run shorter than the logging interval simply logs less.
+    r"The number of training batches .* is smaller than the logging interval",
     # A run's folder also holds what Hydra wrote, so it is never empty.
     r"Checkpoint directory .* exists and is not empty",
 )

@@ -35,7 +35,8 @@ from esper.nissa.progress import GrowthProgress
 from esper.nissa.summary import RunResult, summarize
 from esper.nissa.terminal import present
 from esper.quiet import quiet
-from esper.tamiyo.callback import Tamiyo, has_report_part
+from esper.tamiyo.callback import Tamiyo
+from esper.tolaria.parts import has_report_part
 
 CONFIG_FILE = "config.yaml"
 """The run's configuration as it was understood: `esper fit --config FILE` repeats the run."""
@@ -88,8 +89,14 @@ class EsperCLI(LightningCLI):
         quiet()
         self.outcome: Outcome | None = None
         self.tell = tell
+        self._report = ReportPart()
         super().__init__(
-            args=args, save_config_callback=None, seed_everything_default=0, auto_configure_optimizers=False
+            args=args,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            # A grown model is saved with its topology; hyperparameters alone could not rebuild it.
+            load_from_checkpoint_support=False,
         )
 
     @property
@@ -107,7 +114,9 @@ class EsperCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser that raises instead of exiting, and resolves `${...}`."""
-        return super().init_parser(**{"exit_on_error": False, "parser_mode": "omegaconf"} | kwargs)
+        return super().init_parser(
+            **{"exit_on_error": False, "parser_mode": "omegaconf", "allow_abbrev": False} | kwargs
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections of growth and the settings of the run."""
@@ -152,6 +161,7 @@ class EsperCLI(LightningCLI):
         trainer = self.config_init[str(self.subcommand)].trainer
         given = trainer.callbacks or []
         callbacks = list(given) if isinstance(given, Sequence) else [given]
+        callbacks.append(self._report)
         bar = trainer.enable_progress_bar is not False and not trainer.barebones
         if bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(GrowthProgress())
@@ -179,8 +189,7 @@ class EsperCLI(LightningCLI):
         return {key: value for key, value in config.items() if key not in ("config", "ckpt_path", "weights_only")}
 
     def _train(self, model: LightningModule, given: dict[str, Any]) -> RunResult:
-        started, report = perf_counter(), ReportPart()
-        self.trainer.callbacks.append(report)
+        started, report = perf_counter(), self._report
         try:
             self.trainer.fit(model, **given)
             if has_report_part(self.trainer, model):

@@ -158,7 +158,8 @@ class SeedBank(nn.Module):
             width=None if layer.chunks == 1 else width,
         )
         graft.norm_bound, graft.noise = self.config.shadow_norm_bound, self.config.reconstruction_noise
-        layer.grafts[graft_name(seed)] = graft.to(layer.health.device).train(layer.training)
+        # Boundaries lie inside validation, and what is evaluating then must train afterwards.
+        layer.grafts[graft_name(seed)] = graft.to(layer.health.device).train()
         layer.refresh()
         return graft
 

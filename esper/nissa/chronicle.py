@@ -87,22 +87,27 @@ class Chronicle:
     def hear(self, message: Message) -> None:
         """Take in one message.
 
-        A message from the past means that the run was resumed from before it: what came after is forgotten.
+        A message from the past means that the run was resumed from before it: what came after is forgotten. A
+        transition that does not follow takes that seed's last ones back.
         """
-        if isinstance(message, RunEvent) and self._replayed(message):
+        if isinstance(message, RunEvent) and message.step < self.last_step:
             step = message.step
             self.messages = [m for m in self.messages if not (isinstance(m, RunEvent) and m.step >= step)]
-            self._states = {event.seed_id: event.target for event in self.of(SeedTransitioned)}
-        self.messages.append(message)
+            self.__post_init__()
         if isinstance(message, SeedTransitioned):
+            if self._states.get(message.seed_id, message.source) is not message.source:
+                self._take_back(message)
             self._states[message.seed_id] = message.target
+        self.messages.append(message)
 
-    def _replayed(self, message: RunEvent) -> bool:
-        if message.step < self.last_step:
-            return True
-        if not isinstance(message, SeedTransitioned):
-            return False
-        return self._states.get(message.seed_id, message.source) is not message.source
+    def _take_back(self, event: SeedTransitioned) -> None:
+        """Forget the last transitions of a seed until the new one follows."""
+        for place in range(len(self.messages) - 1, -1, -1):
+            told = self.messages[place]
+            if isinstance(told, SeedTransitioned) and told.seed_id == event.seed_id:
+                if told.target is event.source:
+                    return
+                del self.messages[place]
 
     def of(self, kind: type[_M]) -> list[_M]:
         """Return the messages of one kind, in order."""
@@ -131,8 +136,9 @@ class Chronicle:
     @property
     def added_params_over_time(self) -> list[tuple[int, int]]:
         """Parameters that growth had added, after each boundary."""
-        found = ((e.step, e.metrics.get(ADDED_PARAMS)) for e in self.of(EpochEvent))
-        return [(step, int(value)) for step, value in found if value is not None]
+        return [
+            (step, int(n)) for step, n in _curve((e.step, e.metrics.get(ADDED_PARAMS)) for e in self.of(EpochEvent))
+        ]
 
     @property
     def added_params(self) -> int:
@@ -146,13 +152,13 @@ class Chronicle:
 
     def lives(self) -> list[Life]:
         """Return every adaptation, in order of germination."""
-        reports: dict[str, deque[FieldReport]] = defaultdict(deque)
+        reports: dict[tuple[str, SeedState], deque[FieldReport]] = defaultdict(deque)
         for report in self.of(FieldReport):
-            reports[report.seed_id].append(report)
+            reports[report.seed_id, report.outcome].append(report)
         found = []
         for path in self._paths():
-            ended, waiting = path[-1].target in FINAL, reports[path[0].seed_id]
-            found.append(_life(path, waiting.popleft() if ended and waiting else None))
+            waiting = reports[path[0].seed_id, path[-1].target]
+            found.append(_life(path, waiting.popleft() if waiting else None))
         return found
 
     def _paths(self) -> list[list[SeedTransitioned]]:

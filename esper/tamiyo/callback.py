@@ -4,16 +4,14 @@ Each hook is thin: it observes, lets the controller decide, and lets the one wri
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable
 from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
 from torch.optim import Optimizer
 
 from esper.kasmina.bank import SeedBank
@@ -36,6 +34,7 @@ from esper.tolaria.checkpoint import describe, random_state, restore_random_stat
 from esper.tolaria.clipping import SeparateClipping
 from esper.tolaria.evidence import Evidence
 from esper.tolaria.optimizers import BirthWarmUp, sync_optimizer, take_children_out, verify_groups
+from esper.tolaria.parts import decision_batches, finite_metrics, has_report_part, loss_of, validates
 
 _FALLBACK_STEPS = 1000
 
@@ -139,9 +138,7 @@ class Tamiyo(Callback):
         self._stepper = SeedStepper(self.bank)
         self.controller.listeners += [listener for listener in (self.bus, self._write) if listener is not None]
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Hide the children while `configure_optimizers` runs: their groups are added after it, in order."""
         if trainer.state.fn is TrainerFn.FITTING and self._attachment is not None:
             self._attachment.hide()
@@ -182,11 +179,11 @@ class Tamiyo(Callback):
             raise ConfigError(f"growth on {trainer.world_size} processes is not supported yet; use devices=1.")
         if len(trainer.optimizers) != 1:
             raise ConfigError(f"Tamiyo needs one optimizer, the module configures {len(trainer.optimizers)}.")
-        if self.config.policy != "off" and self.decision_loader is None and not _validates(trainer):
+        if self.config.policy != "off" and self.decision_loader is None and not validates(trainer):
             raise DataError(
-                "the decision part is missing: this run does not validate. Give the trainer a validation loader and the "
-                "module a validation_step (and leave limit_val_batches above 0), or pass decision_loader= to Tamiyo, "
-                "or use policy='off'."
+                "the decision part is missing: this run does not validate. Give the trainer a validation loader and "
+                "the module a validation_step (and leave limit_val_batches above 0), or pass decision_loader= to "
+                "Tamiyo, or use policy='off'."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -211,7 +208,7 @@ class Tamiyo(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move alphas and clocks once per optimizer step."""
-        loss = _loss_of(outputs)
+        loss = loss_of(outputs)
         self._loss_sum, self._loss_count = self._loss_sum + loss, self._loss_count + 1
         if trainer.global_step == self._last_step:
             return
@@ -232,7 +229,7 @@ class Tamiyo(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A boundary, for a run that does not validate but was given a decision loader."""
-        if self.decision_loader is not None and not _validates(trainer):
+        if self.decision_loader is not None and not validates(trainer):
             self._boundary(trainer, final=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -247,7 +244,10 @@ class Tamiyo(Callback):
             loss = self._decision_loss(trainer)
             self._finish_probing(attachment)
             packet = controller.observe(
-                self._moment(trainer), train_loss=self._train_loss(), validation_loss=loss, metrics=_metrics(trainer)
+                self._moment(trainer),
+                train_loss=self._train_loss(),
+                validation_loss=loss,
+                metrics=finite_metrics(trainer),
             )
             controller.step(packet, final=final)
             self._sync(trainer)
@@ -257,7 +257,7 @@ class Tamiyo(Callback):
         """Return the loss on the decision part: the validation loop's own where all of validation may decide."""
         _, controller = self._ready()
         assert self._evidence is not None
-        logged = _metrics(trainer).get("val_loss")
+        logged = finite_metrics(trainer).get("val_loss")
         if logged is not None and has_report_part(trainer, trainer.lightning_module):
             return logged
         return None if controller.config.policy == "off" else self._evidence.loss()
@@ -308,9 +308,7 @@ class Tamiyo(Callback):
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the readable topology; the weights' own copy of it travels in the state dict."""
         checkpoint["esper"] = describe(self.bank)
 
@@ -368,38 +366,3 @@ class Tamiyo(Callback):
     def _moment(self, trainer: Trainer) -> Moment:
         _, controller = self._ready()
         return Moment(controller.run_id, trainer.current_epoch, trainer.global_step)
-
-
-def decision_batches(trainer: Trainer, module: LightningModule) -> Iterator[Any]:
-    """Yield the batches that may decide: all of validation, or the even ones where there is no test loader."""
-    loaders = trainer.val_dataloaders
-    batches = chain.from_iterable(loaders if isinstance(loaders, list | tuple) else [loaders])
-    if has_report_part(trainer, module):
-        yield from batches
-        return
-    rank_zero_warn("Esper: no test loader; even validation batches decide, odd ones report.")
-    yield from (batch for index, batch in enumerate(batches) if index % 2 == 0)
-
-
-def has_report_part(trainer: Trainer, module: LightningModule) -> bool:
-    """Return whether a test loader exists, which nothing that decides may read."""
-    source = getattr(trainer, "datamodule", None)
-    return is_overridden("test_dataloader", module) or (
-        source is not None and is_overridden("test_dataloader", source)
-    )
-
-
-def _validates(trainer: Trainer) -> bool:
-    return bool(trainer.enable_validation) and trainer.limit_val_batches != 0
-
-
-def _loss_of(outputs: Any) -> float:
-    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-    return float(loss.detach()) if isinstance(loss, Tensor) else math.nan
-
-
-def _metrics(trainer: Trainer) -> dict[str, float]:
-    values = {k: float(v) for k, v in trainer.callback_metrics.items() if isinstance(v, Tensor) and v.numel() == 1}
-    return {name: value for name, value in values.items() if math.isfinite(value)}
-
-

@@ -143,8 +143,8 @@ class TamiyoController:
 
     def _by_hand(self, observation: Observation) -> Decision:
         """Return what was asked for on the model itself; it waits while an adaptation is under way."""
-        commands = [gate.command_for(str(s), SeedCommand.CANCEL, Reason.USER_CANCELLED) for s in self.morphable.cancellations]
-        self.morphable.cancellations.clear()
+        cancelled, self.morphable.cancellations = self.morphable.cancellations, []
+        commands = [gate.command_for(str(s), SeedCommand.CANCEL, Reason.USER_CANCELLED) for s in cancelled]
         if commands or observation.busy or observation.final or not self.morphable.requests:
             return Decision(tuple(commands), "cancelled by hand" if commands else "")
         request = self.morphable.requests.pop(0)

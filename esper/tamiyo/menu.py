@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from esper.blueprints import BlueprintIR, Library, cost, fit_dims, why_not
 from esper.blueprints.ir import Placement
@@ -28,7 +28,7 @@ class Offer(NamedTuple):
 
     site: Site
     blueprint: str
-    reads: str
+    reads: Placement
     dims: dict[str, int]
     params: int
     macs: int
@@ -84,7 +84,7 @@ class Menu:
         wanted = "input" if parallel and "input" in allowed else ir.reads
         if wanted == "input" and not readable:
             wanted = "output"
-        return ir.reading(cast(Placement, wanted)) if wanted in allowed else None
+        return ir.reading(wanted) if wanted in allowed else None
 
 
 def germinate(offer: Offer, *, seed: int, group: str = "", strategy: str = "") -> KasminaControlCommand:
@@ -97,7 +97,7 @@ def germinate(offer: Offer, *, seed: int, group: str = "", strategy: str = "") -
         blueprint_id=offer.blueprint,
         grafting_strategy=strategy,
         dims=offer.dims,
-        reads=cast("Placement", offer.reads),
+        reads=offer.reads,
         init_seed=zlib.crc32(f"{seed}:{offer.seed_id}:{offer.blueprint}:{sorted(offer.dims.items())}".encode()),
         group=group,
     )

@@ -178,8 +178,8 @@ def _silenced(module: LightningModule) -> Iterator[dict[str, Any]]:
     def log_dict(values: dict[str, Any], *_: Any, **__: Any) -> None:
         logged.update(values)
 
-    own = {name: vars(module)[name] for name in ("log", "log_dict") if name in vars(module)}
-    vars(module).update(log=log, log_dict=log_dict)
+    own: dict[str, Any] = {name: vars(module)[name] for name in ("log", "log_dict") if name in vars(module)}
+    vars(module).update({"log": log, "log_dict": log_dict})
     try:
         yield logged
     finally:

@@ -26,7 +26,7 @@ def make_host(description: dict[str, Any] | None) -> nn.Module:
         CheckpointError: the folder describes no Esper model; nothing outside `esper.models` is ever imported.
     """
     if description is None:
-        raise CheckpointError("the folder does not say how its host is built; pass `host=` a fresh module of its class.")
+        raise CheckpointError("the folder does not say how its host is built; pass `host=` a fresh module of it.")
     module, _, name = str(description["class"]).rpartition(".")
     if not f"{module}.".startswith(_ALLOWED):
         raise CheckpointError(f"{description['class']} is not an Esper model and is not imported; pass `host=`.")

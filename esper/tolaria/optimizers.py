@@ -180,5 +180,3 @@ class BirthWarmUp:
                 group["lr"] = self._kept.pop(index)
             if SEED_KEY in group:
                 group[AGE_KEY] += 1
-
-

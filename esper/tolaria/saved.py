@@ -185,5 +185,7 @@ def _fill(model: MorphableModel, file: Path, digest: str) -> None:
     with torch.no_grad():
         for name, value in state.items():
             if own[name].shape != value.shape:
-                raise CheckpointError(f"{name} has shape {tuple(value.shape)} in the file, {tuple(own[name].shape)} here.")
+                raise CheckpointError(
+                    f"{name} has shape {tuple(value.shape)} in the file, {tuple(own[name].shape)} here."
+                )
             own[name].copy_(value)

@@ -4,6 +4,7 @@ Shape letters: B samples, T tokens, V vocabulary, C classes.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import torch
@@ -156,6 +157,7 @@ def _token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 def _auxiliary(network: nn.Module, balance: float, router_z: float) -> Tensor:
     host = getattr(network, "host", network)
-    found: dict[str, Tensor] = host.auxiliary_losses() if hasattr(host, "auxiliary_losses") else {}
+    auxiliary: Callable[[], dict[str, Tensor]] | None = getattr(host, "auxiliary_losses", None)
+    found = auxiliary() if auxiliary is not None else {}
     weights = {"load_balance": balance, "router_z": router_z}
     return sum((weights[name] * value for name, value in found.items() if name in weights), torch.zeros(()))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.kasmina.conftest import C, InstantStore, Rig, S, batch, mlp, same_bits, wake
 from torch import nn
 
 from esper.kasmina.graft import Graft
@@ -14,6 +13,7 @@ from esper.leyline.events import Fault
 from esper.leyline.ids import SeedId
 from esper.leyline.states import Reason
 from esper.models import ByteLM
+from tests.kasmina.conftest import C, InstantStore, Rig, S, batch, mlp, same_bits, wake
 
 SERIAL = ("BP-MLP-GELU", "BP-MLP-SWIGLU", "BP-NORM-RMS", "BP-PROJ-IA3", "BP-EXPERT-MLP")
 PARALLEL = ("BP-WIDEN", "BP-PROJ-LORA")
@@ -22,7 +22,9 @@ PARALLEL = ("BP-WIDEN", "BP-PROJ-LORA")
 def inplace():
     """The host changes the site's output in place."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 5))
+    return nn.Sequential(
+        nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 5)
+    )
 
 
 def gradients(model):
@@ -83,20 +85,26 @@ def test_a_shadow_in_a_language_model():
     assert min(conv.grad_norm(), widen.grad_norm()) > 0
 
 
-def test_a_shadow_keeps_negative_zeros():
-    host = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3))
-    with torch.no_grad():
-        for parameter in host[0].parameters():
-            parameter.fill_(-0.0)
-    rig = Rig(host, torch.zeros(2, 2), targets=["0"])
+class Minus(nn.Module):
+    """Returns `-x`, with a weight to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, x):
+        return self.scale * x
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_shadow_keeps_negative_zeros(chunks):
+    x = torch.zeros(2, 4)
+    rig = Rig(nn.Sequential(Minus(), nn.Linear(4, 3)), x, targets=["0"], config={"seeds_per_layer": chunks})
     seen = []
     rig.model.host[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     wake(rig.grow("0#0.0", S.TRAINING))
-    rig.model.host[0].weight.data.neg_()
-    with torch.enable_grad():
-        rig.model(-torch.zeros(2, 2))
-    bare = torch.nn.functional.linear(-torch.zeros(2, 2), host[0].weight, host[0].bias)
-    assert same_bits(seen[-1], bare)
+    rig.forward_backward()
+    assert same_bits(seen[-1], -x)
 
 
 def test_the_norm_bound_tames_the_shadow():
@@ -104,7 +112,11 @@ def test_the_norm_bound_tames_the_shadow():
     graft = wake(rig.grow("2#0.0", S.TRAINING), scale=50.0)
     y = torch.randn(6, 8, requires_grad=True)
     residual = torch.zeros_like(y)
-    graft.child.register_forward_hook(lambda _, __, out: [residual.copy_(out.detach())] and None)
+
+    def note(_module, _args, out):
+        residual.copy_(out.detach())
+
+    graft.child.register_forward_hook(note)
     added = graft.contribution(None, y, -1)
     assert torch.equal(added, torch.zeros_like(added))
     added.backward(residual)

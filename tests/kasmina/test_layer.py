@@ -2,13 +2,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.kasmina.conftest import C, Output, Rig, S, batch, mlp, same_bits, wake
 from torch import nn
 
 from esper.kasmina.telemetry import chunk_span
 from esper.kasmina.wrapper import wrap
 from esper.leyline.errors import SiteError
 from esper.models import MoEByteLM
+from tests.kasmina.conftest import C, Output, Rig, S, batch, mlp, same_bits, wake
 
 
 def refusal(host, x, *, targets="*", evaluate=True):

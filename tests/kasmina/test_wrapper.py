@@ -2,7 +2,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tests.kasmina.conftest import C, Output, Rig, S, batch, mlp, same_bits, wake
 from torch import nn
 
 import esper
@@ -11,6 +10,7 @@ from esper.kasmina.wrapper import unwrap, wrap
 from esper.leyline.errors import BlueprintDoesNotFit, BlueprintError, ConfigError, ContractError, NoSuchSeed, SiteError
 from esper.models import MLP, ByteLM, MoEByteLM
 from esper.testing import check_wrapped_model
+from tests.kasmina.conftest import C, Output, Rig, S, batch, mlp, same_bits, wake
 
 
 class Recurrent(nn.Module):

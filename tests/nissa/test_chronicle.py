@@ -61,3 +61,14 @@ def test_plain_data_and_back(lives: int) -> None:
     for message in life("other#0.0", born=100, path=KEPT):
         again.hear(message)
     assert len(again.lives()) == lives + 1
+
+
+def test_a_run_that_goes_on_after_its_end_takes_the_end_back() -> None:
+    ended = list(life(path=(*TO_THE_GATE[:5], (SeedCommand.ROLL_BACK, 15))))
+    goes_on = list(life(path=KEPT))
+    chronicle = Chronicle(run_id="r")
+    for message in [*ended, *goes_on[5:]]:
+        chronicle.hear(message)
+    (found,) = chronicle.lives()
+    assert found.kept and found.report is not None
+    assert [stage.state.value for stage in found.stages].count("ROLLED_BACK") == 0

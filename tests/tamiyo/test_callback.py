@@ -80,7 +80,9 @@ def test_a_grown_checkpoint_can_be_evaluated(tmp_path: Path) -> None:
     fresh = Plain()
     again = esper.Tamiyo("off", targets=["net.*"], kasmina=QUICK)
     quiet = trainer(tmp_path / "eval", again)
-    found = quiet.validate(fresh, datamodule=digits(), ckpt_path=tmp_path / "checkpoints" / "epoch=7.ckpt", verbose=False)
+    found = quiet.validate(
+        fresh, datamodule=digits(), ckpt_path=tmp_path / "checkpoints" / "epoch=7.ckpt", verbose=False
+    )
     assert torch.equal(module.state_dict()["net.0.weight"], fresh.state_dict()["net.0.weight"])
     assert found[0]["val_loss"] == pytest.approx(callback.history[-1]["decision_loss"], rel=1e-5)
 

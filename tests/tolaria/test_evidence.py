@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import esper
 from esper.leyline.errors import DataError
 from esper.tolaria.evidence import batch_size, paired, split, step_loss
-from tests.helpers import grow, digits
+from tests.helpers import QUICK, Plain, digits, grow, planting, trainer
 
 FLOATS = st.floats(-100, 100)
 
@@ -103,9 +105,6 @@ def test_the_decision_never_reads_the_report_part(tmp_path: Path) -> None:
             read.append("report")
             return super().test_dataloader()
 
-    from tests.helpers import QUICK, Plain, planting, trainer
-    import esper
-
     callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=planting(), targets=["net.*"])
     trainer(tmp_path, callback).fit(Plain(), datamodule=Watched(batch_size=64, train=640))
     assert callback.controller is not None
@@ -114,10 +113,6 @@ def test_the_decision_never_reads_the_report_part(tmp_path: Path) -> None:
 
 
 def test_without_a_report_part_odd_validation_batches_never_decide(tmp_path: Path) -> None:
-    from torch.utils.data import DataLoader, TensorDataset
-    from tests.helpers import QUICK, Plain, planting, trainer
-    import esper
-
     torch.manual_seed(1)
     x, y = torch.rand(64, 64), torch.randint(0, 10, (64,))
     seen: list[Tensor] = []

@@ -42,7 +42,7 @@ def test_a_fresh_process_gives_the_same_outputs(grown: esper.MorphableModel, tmp
     )
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "model"), str(tmp_path / "expected.pt")],
-        capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"PYTHONPATH": str(Path.cwd())},
     )  # fmt: skip
     assert result.stdout.strip() == "same", result.stderr
 

@@ -1,5 +1,6 @@
 """Policies: they propose what to germinate; the gates decide what stays."""
 
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from esper.tamiyo.config import TamiyoConfig
@@ -10,13 +11,14 @@ from esper.tamiyo.policies.off import Off
 from esper.tamiyo.policies.random import Random
 from esper.tamiyo.policies.schedule import Schedule
 
-POLICIES = MappingProxyType({"off": Off, "random": Random, "schedule": Schedule, "heuristic": Heuristic})
+POLICIES: Mapping[str, Callable[[TamiyoConfig, Menu], Policy]] = MappingProxyType(
+    {"off": Off, "random": Random, "schedule": Schedule, "heuristic": Heuristic}
+)
 
 
 def make_policy(config: TamiyoConfig, menu: Menu) -> Policy:
     """Return the policy that the config names."""
-    policy: Policy = POLICIES[config.policy](config, menu)
-    return policy
+    return POLICIES[config.policy](config, menu)
 
 
 __all__ = ["POLICIES", "Heuristic", "Off", "Policy", "Random", "Schedule", "make_policy"]

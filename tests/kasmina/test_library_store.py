@@ -1,0 +1,128 @@
+import threading
+import time
+
+import pytest
+import torch
+
+from esper.blueprints import SiteShape, load_library
+from esper.kasmina import library_store
+from esper.kasmina.cache import KernelCache
+from esper.kasmina.kernels import KernelRequest
+from esper.kasmina.library_store import LibraryKernelStore, kernel_id
+from esper.leyline.errors import KernelError
+
+SITES = {"btd": SiteShape("btd", 8, 8, 4), "bd": SiteShape("bd", 8, 8), "bchw": SiteShape("bchw", 8, 8, 12)}
+LIBRARY = load_library()
+
+
+@pytest.fixture
+def store():
+    made = LibraryKernelStore()
+    yield made
+    made.close()
+
+
+def wait(store, request):
+    deadline = time.monotonic() + 30
+    while (kernel := store.poll(request)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return kernel
+
+
+@pytest.mark.parametrize("name", LIBRARY.names())
+def test_every_blueprint_is_served_for_its_layouts(store, name):
+    ir = LIBRARY[name].ir
+    for layout in ir.layouts:
+        site = SITES[layout]._replace(kind="linear" if layout != "bchw" else "conv2d")
+        for reads in ("declared", ir.reads, *ir.also_reads):
+            kernel = wait(store, KernelRequest(name, site, reads))
+            assert kernel.ir.reads == (ir.reads if reads == "declared" else reads)
+            assert sum(p.numel() for p in kernel.make(0, torch.device("cpu")).parameters()) == kernel.params
+
+
+def test_nothing_is_built_in_the_callers_thread(store, monkeypatch):
+    threads = set()
+    real = library_store.build
+    monkeypatch.setattr(
+        library_store, "build", lambda *a, **k: threads.add(threading.current_thread().name) or real(*a, **k)
+    )
+    before = torch.get_rng_state()
+    wait(store, KernelRequest("BP-MLP-GELU", SITES["bd"]))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(name.startswith("esper-kernels") for name in threads)
+
+
+def test_a_slow_build_keeps_nobody_waiting(store, monkeypatch):
+    gate, real = threading.Event(), library_store.build
+    monkeypatch.setattr(library_store, "build", lambda *a, **k: gate.wait(30) and real(*a, **k))
+    request = KernelRequest("BP-MLP-GELU", SITES["bd"])
+    start = time.perf_counter()
+    store.prefetch(request)
+    assert store.poll(request) is None
+    assert time.perf_counter() - start < 1.0
+    gate.set()
+    assert wait(store, request).params > 0
+
+
+def test_a_crash_while_building_is_an_error_that_stays(store, monkeypatch):
+    calls = []
+    monkeypatch.setattr(library_store, "build", lambda *a, **k: calls.append(1) or 1 / 0)
+    request = KernelRequest("BP-MLP-GELU", SITES["bd"])
+    for _ in range(3):
+        with pytest.raises(KernelError, match="division by zero"):
+            wait(store, request)
+    assert len(calls) == 1
+
+
+def test_a_kernel_that_warms_up_to_nan_is_refused(store, monkeypatch):
+    class Nan(torch.nn.Module):
+        def forward(self, x):
+            return x / 0 * 0
+
+    monkeypatch.setattr(library_store, "build", lambda *a, **k: Nan())
+    with pytest.raises(KernelError, match="non-finite"):
+        wait(store, KernelRequest("BP-MLP-GELU", SITES["bd"]))
+
+
+def test_a_kernel_evicted_while_it_is_built_is_not_offered(store, monkeypatch):
+    gate, real = threading.Event(), library_store.build
+    monkeypatch.setattr(library_store, "build", lambda *a, **k: gate.wait(30) and real(*a, **k))
+    request = KernelRequest("BP-MLP-GELU", SITES["bd"])
+    store.prefetch(request)
+    store.evict(kernel_id(LIBRARY["BP-MLP-GELU"].ir, request.site, {}))
+    gate.set()
+    with pytest.raises(KernelError, match="failed in this run"):
+        wait(store, request)
+
+
+def test_what_the_cache_drops_is_built_again():
+    store = LibraryKernelStore(cache=KernelCache(max_bytes=1))
+    one, two = (KernelRequest("BP-NORM-RMS", SITES[layout]) for layout in ("bd", "btd"))
+    first = wait(store, one)
+    wait(store, two)
+    assert one not in store.cache
+    assert wait(store, one).kernel_id == first.kernel_id
+    store.close()
+
+
+def test_a_closed_store_can_be_used_again(store):
+    request = KernelRequest("BP-NORM-RMS", SITES["bd"])
+    store.close()
+    store.close()
+    assert wait(store, request) is store.poll(request)
+
+
+def test_ids_name_what_differs():
+    ir = LIBRARY["BP-MLP-GELU"].ir
+    site = SITES["bd"]
+    ids = {
+        kernel_id(ir, site, {}),
+        kernel_id(ir, site, {"h": 3}),
+        kernel_id(ir, site._replace(d_out=9), {}),
+        kernel_id(ir, SITES["btd"], {}),
+        kernel_id(ir.reading("input"), site, {}),
+        kernel_id(LIBRARY["BP-MLP-SWIGLU"].ir, site, {}),
+    }
+    assert len(ids) == 6
+    assert all(len(name.split("-")) == 4 for name in ids)

@@ -1,0 +1,143 @@
+"""Policies: pure, within the budget, and doing what each says."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esper.blueprints import SiteShape, load_library
+from esper.leyline.packets import SystemStatePacket
+from esper.leyline.reports import Counterfactual, FieldReport, SiteInfo
+from esper.leyline.states import Reason, SeedCommand, SeedState
+from esper.tamiyo.checks import check_policy
+from esper.tamiyo.config import TamiyoConfig
+from esper.tamiyo.contracts import Observation, SeedStatus, Site
+from esper.tamiyo.menu import Menu
+from esper.tamiyo.policies import POLICIES, make_policy
+from esper.tamiyo.policies.base import on_plateau
+
+LIBRARY = load_library()
+STREAM = Site("blocks.0.after_attn", 0, 0, SiteShape("btd", 64, 64, 128, "stream"), 0.0, True)
+FFN = Site("blocks.0.ffn", 0, 0, SiteShape("btd", 64, 64, 128, "mlp"), 0.2, True)
+LATE = Site("blocks.2.after_attn", 0, 0, SiteShape("btd", 64, 64, 128, "stream"), 0.8, True)
+SITES = (STREAM, FFN, LATE)
+
+
+def observed(
+    step: int = 300, *, seeds: tuple[SeedStatus, ...] = (), reports: tuple[FieldReport, ...] = (), **given: object
+) -> Observation:
+    packet = SystemStatePacket(run_id="r", current_epoch=0, global_step=step, validation_loss=2.0)
+    return Observation(packet, seeds, SITES, reports, total_steps=2400, host_params=98_416, **given)  # type: ignore[arg-type]
+
+
+PLACE = SiteInfo(
+    module_path="blocks.0.after_attn", module_type="Identity", layout="btd", width=64, input_width=64, depth=0
+)
+
+
+def report(blueprint: str, group: str, *, kept: bool, lower: float, seed_id: str = f"{STREAM.path}#0.1") -> FieldReport:
+    return FieldReport(
+        run_id="r",
+        blueprint_id=blueprint,
+        seed_id=seed_id,
+        site=PLACE,
+        post_metric=2.0,
+        counterfactual=Counterfactual(mean=lower, lower=lower, upper=lower, n=32),
+        outcome=SeedState.FOSSILIZED if kept else SeedState.CULLED,
+        reason=Reason.GATE_PASSED if kept else Reason.OUTCOMPETED,
+        group=group,
+    )
+
+
+def policy(name: str, **given: object) -> object:
+    config = TamiyoConfig.of({"policy": name, "budget": 16_000} | given)
+    return make_policy(config, Menu(LIBRARY, config.menu))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_keeps_the_contract(name: str) -> None:
+    schedule = ({"at": 0.1, "blueprint": "BP-MLP-GELU"},) if name == "schedule" else ()
+    check_policy(policy(name, schedule=schedule), [observed(step) for step in (0, 300, 1200)])  # type: ignore[arg-type]
+
+
+def test_the_trial_plants_one_proxy_of_every_kind_that_fits() -> None:
+    decision = policy("heuristic").propose(observed())  # type: ignore[attr-defined]
+    kinds = [c.blueprint_id for c in decision.commands]
+    assert len(set(kinds)) == len(kinds) >= 7
+    assert "BP-CONV-RES" not in kinds  # it needs images
+    assert {c.target_layer_id for c in decision.commands if c.blueprint_id != "BP-WIDEN"} == {"blocks.0.after_attn"}
+    assert {c.target_layer_id for c in decision.commands if c.blueprint_id == "BP-WIDEN"} == {"blocks.0.ffn"}
+    assert len({c.target_seed_id for c in decision.commands}) == len(kinds)
+
+
+def test_the_trial_waits_for_its_time() -> None:
+    assert policy("heuristic").propose(observed(200)).commands == ()  # type: ignore[attr-defined]
+    assert policy("heuristic", start=200).propose(observed(200)).commands  # type: ignore[attr-defined]
+
+
+@given(st.integers(500, 100_000), st.floats(0.001, 0.5))
+def test_a_trial_never_exceeds_the_budget(budget: int, proxy: float) -> None:
+    check_policy(make_policy(TamiyoConfig(budget=budget, proxy=proxy), Menu(LIBRARY)), [observed()])
+
+
+def test_a_winner_that_stands_out_gets_the_rest_of_the_budget() -> None:
+    won = report("BP-CONV-CAUSAL", "trial-0", kept=True, lower=0.2)
+    kept = SeedStatus("blocks.0.after_attn#0.1", SeedState.FOSSILIZED, False, "BP-CONV-CAUSAL", "trial-0", 1_500)
+    decision = policy("heuristic").propose(observed(500, seeds=(kept,), reports=(won,)))  # type: ignore[attr-defined]
+    (command,) = decision.commands
+    assert (command.command, command.blueprint_id) == (SeedCommand.GERMINATE, "BP-CONV-CAUSAL")
+    assert command.target_layer_id == "blocks.0.after_attn"
+    assert "the rest of the budget" in decision.explanation
+
+
+def test_below_the_threshold_widening_is_spread_or_nothing_is_added() -> None:
+    won = report("BP-MLP-GELU", "trial-0", kept=True, lower=0.001)
+    spread = policy("heuristic").propose(observed(500, reports=(won,)))  # type: ignore[attr-defined]
+    assert [c.blueprint_id for c in spread.commands] == ["BP-WIDEN"]
+    nothing = policy("heuristic", below_standout="nothing").propose(observed(500, reports=(won,)))  # type: ignore[attr-defined]
+    assert nothing.commands == ()
+
+
+def test_after_the_investment_the_policy_rests() -> None:
+    reports = (
+        report("BP-CONV-CAUSAL", "trial-0", kept=True, lower=0.2),
+        report("BP-CONV-CAUSAL", "invest-0", kept=True, lower=0.1, seed_id="blocks.0.after_attn#0.0"),
+    )
+    assert policy("heuristic").propose(observed(2000, reports=reports)).commands == ()  # type: ignore[attr-defined]
+
+
+def test_the_policy_foresees_what_it_will_need() -> None:
+    heuristic = policy("heuristic")
+    proxies = {(o.blueprint, tuple(o.dims.items())) for o in heuristic.foresee(observed(100))}  # type: ignore[attr-defined]
+    planted = {(c.blueprint_id, tuple(c.dims.items())) for c in heuristic.propose(observed(300)).commands}  # type: ignore[attr-defined]
+    assert planted <= proxies
+
+
+def test_chance_is_reproducible_and_moves_with_the_seed() -> None:
+    def drawn(seed: int) -> tuple[str, str]:
+        (command,) = policy("random", seed=seed).propose(observed()).commands  # type: ignore[attr-defined]
+        return command.blueprint_id, command.target_seed_id
+
+    assert drawn(1) == drawn(1)
+    assert len({drawn(seed) for seed in range(20)}) > 5
+
+
+def test_the_schedule_plants_each_entry_once() -> None:
+    first_entry = {"at": 100, "blueprint": "BP-MLP-GELU", "site": "*.ffn", "params": 900}
+    entries = [first_entry, {"at": 0.5, "blueprint": "BP-PROJ-LORA"}]
+    schedule = policy("schedule", schedule=entries)
+    (first,) = schedule.propose(observed(150)).commands  # type: ignore[attr-defined]
+    assert (first.target_layer_id, first.group) == ("blocks.0.ffn", "schedule-0")
+    done = report("BP-MLP-GELU", "schedule-0", kept=False, lower=0.0)
+    assert schedule.propose(observed(150, reports=(done,))).commands == ()  # type: ignore[attr-defined]
+    (second,) = schedule.propose(observed(1200, reports=(done,))).commands  # type: ignore[attr-defined]
+    assert second.blueprint_id == "BP-PROJ-LORA"
+
+
+def test_a_plateau_is_two_boundaries_without_progress() -> None:
+    assert not on_plateau((2.0, 1.9), 0.01)
+    assert not on_plateau((2.0, 1.9, 1.8), 0.01)
+    assert on_plateau((2.0, 1.999, 1.995), 0.01)
+
+
+def test_off_never_grows() -> None:
+    assert policy("off").propose(observed()).commands == ()  # type: ignore[attr-defined]
