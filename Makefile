@@ -10,6 +10,8 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 CORE := esper.blueprints esper.kasmina esper.leyline esper.tamiyo
 COVERAGE_FLOOR := 90
+# Compiling every file of torch and scipy takes minutes; Python compiles what is imported.
+PIP_FLAGS := --quiet --no-compile --disable-pip-version-check
 
 # One thread per process: the tests and the small models are faster so, and results do not depend on the machine.
 export OMP_NUM_THREADS ?= 1
@@ -29,8 +31,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; set PYTHON=/path/to/python3."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
 demo: $(STAMP)

@@ -16,7 +16,7 @@ from esper.kasmina.layer import KasminaLayer, SiteFacts, require_chunks
 from esper.kasmina.record import SeedRecord
 from esper.kasmina.sites import Targets, find_sites, site_kind, tied_sites
 from esper.kasmina.state import SeedArrays
-from esper.leyline.errors import CheckpointError, EsperError, NoSuchSeed
+from esper.leyline.errors import CheckpointError, EsperError, NoSuchSeed, SiteError
 from esper.leyline.ids import SeedId
 from esper.leyline.states import WITH_CHILD, SeedState
 
@@ -49,6 +49,7 @@ class SeedBank(nn.Module):
         self.births = 0
         self.refused: dict[str, str] = {}
         self.handles: list[RemovableHandle] = []
+        require_unwrapped(host)
         sites = find_sites(host, targets if targets is not None else config.targets)
         self.refused.update(tied_sites(host, sites))
         for path, module in sites.items():
@@ -218,7 +219,6 @@ class SeedBank(nn.Module):
         layer, row = self.layer(seed.layer), self.open(seed)
         if extras["facts"] is not None and layer.facts is None:
             layer.facts = extras["facts"]
-            layer.number_features(extras["facts"].width)
         self.records[seed] = record
         self.births = max(self.births, record.birth + 1)
         self.arrays.set_state(row, SeedState(record.state))
@@ -243,6 +243,17 @@ class SeedBank(nn.Module):
 def layer_name(path: str) -> str:
     """Return the name of a site's layer in the bank; the slash in front keeps it apart from a ModuleDict's methods."""
     return "/" + path.replace(".", "/")
+
+
+def require_unwrapped(host: nn.Module) -> None:
+    """Check that no other bank hangs on the host.
+
+    Raises:
+        SiteError: its modules already carry seeds.
+    """
+    for path, module in host.named_modules():
+        if any(isinstance(getattr(hook, "__self__", None), KasminaLayer) for hook in module._forward_hooks.values()):
+            raise SiteError(f"{path or 'the model'} already carries seeds; give a fresh host, or `esper.unwrap` first.")
 
 
 def graft_name(seed: SeedId) -> str:

@@ -66,7 +66,6 @@ class KasminaLayer(nn.Module):
         self.live: tuple[Graft, ...] = ()
         self.register_buffer("health", torch.zeros(chunks, len(telemetry.METRICS)), persistent=False)
         self.register_buffer("samples", torch.zeros(len(telemetry.METRICS)), persistent=False)
-        self.register_buffer("ids", None, persistent=False)
 
     @property
     def site(self) -> nn.Module:
@@ -120,17 +119,15 @@ class KasminaLayer(nn.Module):
         return out
 
     def _sample(self, y: Tensor) -> None:
-        assert isinstance(self.ids, Tensor)
         with torch.no_grad():
-            stats = telemetry.chunk_statistics(telemetry.as_rows(y, self.dim), self.ids, self.chunks)
+            stats = telemetry.chunk_statistics(telemetry.as_rows(y, self.dim), self.chunks)
             self.health[:, : stats.shape[1]] += stats
             self.samples[: stats.shape[1]] += 1
         if y.requires_grad and torch.is_grad_enabled():
             y.register_hook(self._sample_gradient)  # type: ignore[no-untyped-call]
 
     def _sample_gradient(self, grad: Tensor) -> None:
-        assert isinstance(self.ids, Tensor)
-        norms = telemetry.chunk_gradient_norms(telemetry.as_rows(grad, self.dim), self.ids, self.chunks)
+        norms = telemetry.chunk_gradient_norms(telemetry.as_rows(grad, self.dim), self.chunks)
         self.add_health("gradient_norm", norms)
 
     def add_health(self, metric: str, values: Tensor | float) -> None:
@@ -178,13 +175,6 @@ class KasminaLayer(nn.Module):
         same_grid = x is not None and x.dim() == y.dim() and _grid(x, axis) == _grid(y, axis)
         input_width = x.shape[axis] if x is not None and x.dim() == y.dim() else 0
         self.facts = SiteFacts(layout, width, input_width, max(1, y[0].numel() // width), same_grid)
-        self.number_features(width)
-
-    def number_features(self, width: int) -> None:
-        """Remember which chunk each of `width` features belongs to."""
-        # The first batch may come in inference mode; what is made there could not be copied or moved later.
-        with torch.inference_mode(False):
-            self.ids = telemetry.chunk_ids(width, self.chunks).to(self.health.device)
 
     def finish_probe(self) -> str | None:
         """End probing; return why the site is refused, or None."""

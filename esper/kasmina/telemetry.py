@@ -22,16 +22,6 @@ DEAD_VARIANCE = 1e-10
 """A feature whose variance over the samples is below this is dead."""
 
 
-def chunk_ids(features: int, chunks: int) -> Tensor:
-    """Return the chunk of each feature; chunks are equal but for the last, which takes the remainder.
-
-    Example:
-        >>> chunk_ids(5, 2).tolist()
-        [0, 0, 1, 1, 1]
-    """
-    return (torch.arange(features) // (features // chunks)).clamp(max=chunks - 1)
-
-
 def chunk_span(features: int, chunks: int, chunk: int) -> tuple[int, int]:
     """Return first feature and width of a chunk.
 
@@ -49,33 +39,45 @@ def as_rows(y: Tensor, dim: int) -> Tensor:
     return y.detach().movedim(dim, -1).reshape(-1, y.shape[dim]).float()
 
 
-def chunk_statistics(rows_NF: Tensor, ids_F: Tensor, chunks: int) -> Tensor:
+def chunk_statistics(rows_NF: Tensor, chunks: int) -> Tensor:
     """Return [S, 4]: mean, variance, dead ratio and mean correlation inside each chunk.
 
     The mean correlation of k standardised features z is `(mean((sum z)^2) - k) / (k (k - 1))`, and 0 for k < 2.
+
+    Example:
+        >>> chunk_statistics(torch.tensor([[1.0, 1.0, 5.0, 5.0], [3.0, 3.0, 5.0, 5.0]]), 2).tolist()
+        [[2.0, 1.0, 0.0, 1.0], [5.0, 0.0, 1.0, 0.0]]
     """
-    counts = torch.zeros(chunks, device=rows_NF.device).index_add_(0, ids_F, torch.ones_like(ids_F, dtype=torch.float))
-    variance_F, mean_F = torch.var_mean(rows_NF, dim=0, correction=0)
-    dead_F = variance_F < DEAD_VARIANCE
-    z_NF = (rows_NF - mean_F) * torch.where(dead_F, 0.0, variance_F.clamp_min(DEAD_VARIANCE).rsqrt())
-    sums_NS = torch.zeros(len(rows_NF), chunks, device=rows_NF.device).index_add_(1, ids_F, z_NF)
-    alive = _per_chunk((~dead_F).float(), ids_F, chunks)
-    correlation = (sums_NS.square().mean(0) - alive) / (alive * (alive - 1)).clamp_min(1.0)
+    mean_F = rows_NF.mean(0)
+    centred_NF = rows_NF - mean_F
+    # Twice as fast on a CPU as `var_mean` along the first dimension.
+    variance_F = centred_NF.square().mean(0)
+    alive_F = variance_F >= DEAD_VARIANCE
+    z_NF = centred_NF.mul_(torch.where(alive_F, variance_F.clamp_min(DEAD_VARIANCE).rsqrt(), 0.0))
+    columns_4F = torch.stack([mean_F, variance_F, alive_F.float(), torch.ones_like(mean_F)])
+    mean, variance, alive, count = sum_chunks(columns_4F, chunks)
+    correlation = (sum_chunks(z_NF, chunks).square().mean(0) - alive) / (alive * (alive - 1)).clamp_min(1.0)
     return torch.stack(
-        [
-            _per_chunk(mean_F, ids_F, chunks) / counts,
-            _per_chunk(variance_F, ids_F, chunks) / counts,
-            _per_chunk(dead_F.float(), ids_F, chunks) / counts,
-            torch.where(alive > 1, correlation, 0.0),
-        ],
-        dim=1,
+        [mean / count, variance / count, 1.0 - alive / count, torch.where(alive > 1, correlation, 0.0)], dim=1
     )
 
 
-def chunk_gradient_norms(rows_NF: Tensor, ids_F: Tensor, chunks: int) -> Tensor:
+def chunk_gradient_norms(rows_NF: Tensor, chunks: int) -> Tensor:
     """Return [S]: Euclidean norm of the activation's gradient over each chunk."""
-    return _per_chunk(rows_NF.square().sum(0), ids_F, chunks).sqrt()
+    return sum_chunks(rows_NF.square().sum(0), chunks).sqrt()
 
 
-def _per_chunk(values_F: Tensor, ids_F: Tensor, chunks: int) -> Tensor:
-    return torch.zeros(chunks, device=values_F.device).index_add_(0, ids_F, values_F)
+def sum_chunks(values: Tensor, chunks: int) -> Tensor:
+    """Return the sums over each chunk of the last dimension, [..., S] from [..., F].
+
+    Chunks are equal but for the last, which takes the remainder.
+
+    Example:
+        >>> sum_chunks(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), 2).tolist()
+        [3.0, 12.0]
+    """
+    if chunks == 1:
+        return values.sum(-1, keepdim=True)
+    size = values.shape[-1] // chunks
+    equal, last = values.tensor_split([size * (chunks - 1)], dim=-1)
+    return torch.cat([equal.reshape(*equal.shape[:-1], chunks - 1, size).sum(-1), last.sum(-1, keepdim=True)], dim=-1)

@@ -17,8 +17,9 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
 class MLP(RememberedModule):
     """Linear layers with an activation between them; inputs are flattened.
 
-    Linear layers sit at the even places: `layers.0`, `layers.2`, ... The default (task A) has 469
-    parameters; `widths=(64, 16, 4, 16, 16, 10)` (task B) has 1,630.
+    Layers sit at the even places: `layers.0`, `layers.2`, ... A narrow hidden layer between wider ones makes one block
+    with the layer behind it, `Sequential(linear, activation, linear)`, so that new units can be put beside the narrow
+    ones. The default (task A) has 469 parameters; `widths=(64, 16, 4, 16, 16, 10)` (task B) has 1,630.
 
     Args:
         widths: units of the input, of each hidden layer, and of the output.
@@ -44,10 +45,24 @@ class MLP(RememberedModule):
         if activation not in ACTIVATIONS:
             raise ConfigError(f"Unknown activation {activation!r}; allowed: {', '.join(ACTIVATIONS)}.")
         self.widths = tuple(widths)
-        parts = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), ACTIVATIONS[activation]())]
-        self.layers = nn.Sequential(*parts[:-1])
+        make = ACTIVATIONS[activation]
+        blocks = _joined([nn.Linear(a, b) for a, b in pairwise(widths)], self.widths, make)
+        self.layers = nn.Sequential(*[part for block in blocks for part in (block, make())][:-1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output layer's values."""
         out: Tensor = self.layers(x.flatten(1))
         return out
+
+
+def _joined(
+    linears: Sequence[nn.Linear], widths: Sequence[int], make: Callable[[], nn.Module]
+) -> list[nn.Linear | nn.Sequential]:
+    """Join each linear layer into a narrow width with the one out of it, where that one leads to a hidden layer."""
+    blocks: list[nn.Linear | nn.Sequential] = []
+    index = 0
+    while index < len(linears):
+        narrow = index + 2 < len(linears) and widths[index + 1] < min(widths[index], widths[index + 2])
+        blocks.append(nn.Sequential(linears[index], make(), linears[index + 1]) if narrow else linears[index])
+        index += 2 if narrow else 1
+    return blocks

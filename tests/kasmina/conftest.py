@@ -191,6 +191,23 @@ def same_bits(one: Tensor, two: Tensor) -> bool:
     return one.dtype == two.dtype and one.shape == two.shape and torch.equal(bits(one), bits(two))
 
 
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def compare_with_bare(rig, bare, x):
+    """Run both once; the outputs and every host gradient must have the same bits."""
+    rig.model.zero_grad()
+    bare.zero_grad()
+    out = rig.forward_backward()
+    expected = bare(x)
+    expected.float().square().mean().backward()
+    assert same_bits(out, expected)
+    theirs, ours = gradients(bare), gradients(rig.model.host)
+    assert theirs.keys() == ours.keys()
+    assert all(same_bits(theirs[n], ours[n]) for n in theirs)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     before = torch.get_num_threads()

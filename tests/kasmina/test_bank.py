@@ -29,6 +29,7 @@ def grown(preset="measured", chunks=1):
     wake(rig.grow(f"2#{chunks - 1}.2", S.GRAFTING, alpha=0.25, **drifting))
     rig.grow("4#0.1", S.CULLED)
     rig.grow("4#0.2", S.LOADING)
+    rig.forward_backward()
     return rig
 
 

@@ -54,6 +54,15 @@ def test_least_recently_used_leave_first(limit, steps):
     assert (cache.hits, cache.misses) == (hits, misses)
 
 
+def test_a_hit_makes_a_kernel_young_again():
+    cache = KernelCache(20)
+    for number in (1, 2):
+        cache.put(request(number), kernel(number, 10))
+    cache.get(request(1))
+    cache.put(request(3), kernel(3, 10))
+    assert [request(number) in cache for number in (1, 2, 3)] == [True, False, True]
+
+
 def test_the_bound_is_on_bytes_not_on_the_count():
     cache = KernelCache(1000)
     for number in range(1, 500):

@@ -103,8 +103,9 @@ def test_ties():
         "b": "its weights are tied to another module",
         "c": "the module is used under several names",
     }
-    assert wrap(host).bank.refused.keys() == {"a", "b", "c"}
-    assert [layer.path for layer in wrap(host).bank.all_layers()] == ["d"]
+    bank = wrap(host).bank
+    assert bank.refused.keys() == {"a", "b", "c"}
+    assert [layer.path for layer in bank.all_layers()] == ["d"]
 
 
 def test_the_growth_report_names_what_was_refused():

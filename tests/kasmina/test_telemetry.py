@@ -11,9 +11,9 @@ from esper.kasmina.telemetry import (
     FORWARD_METRICS,
     as_rows,
     chunk_gradient_norms,
-    chunk_ids,
     chunk_span,
     chunk_statistics,
+    sum_chunks,
 )
 
 
@@ -50,7 +50,7 @@ def activations(draw):
 @given(activations())
 def test_statistics_equal_numpy(given_):
     rows, chunks = given_
-    found = chunk_statistics(torch.from_numpy(rows), chunk_ids(rows.shape[1], chunks), chunks).numpy()
+    found = chunk_statistics(torch.from_numpy(rows), chunks).numpy()
     assert found.shape == (chunks, len(FORWARD_METRICS))
     np.testing.assert_allclose(found, reference(rows, chunks), rtol=2e-3, atol=2e-4)
 
@@ -59,29 +59,31 @@ def test_statistics_equal_numpy(given_):
 @given(activations())
 def test_gradient_norms_equal_a_loop(given_):
     rows, chunks = given_
-    found = chunk_gradient_norms(torch.from_numpy(rows), chunk_ids(rows.shape[1], chunks), chunks)
+    found = chunk_gradient_norms(torch.from_numpy(rows), chunks)
     for chunk in range(chunks):
         start, width = chunk_span(rows.shape[1], chunks, chunk)
         assert found[chunk].item() == pytest.approx(np.linalg.norm(rows[:, start : start + width]), rel=1e-4)
 
 
 @given(features=st.integers(1, 300), data=st.data())
-def test_spans_and_ids_are_the_same_partition(features, data):
+def test_spans_and_sums_are_the_same_partition(features, data):
     chunks = data.draw(st.integers(1, features))
     spans = [chunk_span(features, chunks, chunk) for chunk in range(chunks)]
-    ids = [chunk for chunk, (_, width) in enumerate(spans) for _ in range(width)]
-    assert chunk_ids(features, chunks).tolist() == ids
-    assert [start for start, _ in spans] == [sum(w for _, w in spans[:i]) for i in range(chunks)]
+    assert [start for start, _ in spans] == [sum(width for _, width in spans[:i]) for i in range(chunks + 1)][:-1]
     widths = [width for _, width in spans]
+    assert sum(widths) == features
     assert len(set(widths[:-1])) <= 1
     assert widths[-1] == max(widths)
+    values = torch.arange(2.0 * features).reshape(2, features)
+    expected = torch.stack([values[:, start : start + width].sum(1) for start, width in spans], 1)
+    assert torch.equal(sum_chunks(values, chunks), expected)
 
 
 def test_what_cannot_be_computed_is_zero_not_nan():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        one_sample = chunk_statistics(torch.randn(1, 4), chunk_ids(4, 2), 2)
-        one_each = chunk_statistics(torch.randn(5, 4), chunk_ids(4, 4), 4)
+        one_sample = chunk_statistics(torch.randn(1, 4), 2)
+        one_each = chunk_statistics(torch.randn(5, 4), 4)
     assert torch.isfinite(one_sample).all()
     assert one_sample[:, 2].tolist() == [1.0, 1.0]
     assert one_each[:, 3].tolist() == [0.0] * 4

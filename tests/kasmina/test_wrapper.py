@@ -237,6 +237,8 @@ def test_settings_come_from_any_form():
 def test_wrong_things_are_not_wrapped(rig):
     with pytest.raises(SiteError, match="already wrapped"):
         wrap(rig.model)
+    with pytest.raises(SiteError, match="already carries seeds"):
+        wrap(rig.model.host)
     with pytest.raises(SiteError, match="not str"):
         wrap("model")
     with pytest.raises(SiteError, match="not Sequential"):

@@ -213,6 +213,16 @@ def test_a_seed_waits_for_its_kernel(rig):
     assert [event.target for event in rig.do(C.TRAIN, "2#0.0")] == [S.TRAINING]
 
 
+def test_a_seed_that_must_wait_leaves_its_further_commands_undone(rig):
+    rig.grow("2#0.0", S.LOADING)
+    rig.grow("4#0.0", S.GERMINATED)
+    rig.store.patience = 1
+    commands = [rig.command(C.TRAIN, "2#0.0"), rig.command(C.GRAFT, "2#0.0"), rig.command(C.LOAD, "4#0.0")]
+    events = rig.writer.apply(commands, rig.moment())
+    assert [(event.seed_id, event.target) for event in events] == [("4#0.0", S.LOADING)]
+    assert rig.state("2#0.0") is S.LOADING
+
+
 @pytest.mark.parametrize("blueprint", ["BP-NO-SUCH", "BP-ATTN-STD"])
 def test_a_kernel_that_cannot_be_had_culls_the_seed(rig, blueprint):
     rig.do(C.GERMINATE, "2#0.0", blueprint=blueprint)
@@ -257,7 +267,9 @@ def test_a_removed_child_leaves_no_trace(ending):
     rig = Rig(mlp(), batch())
     bare = {name: value.clone() for name, value in rig.model.state_dict().items()}
     wake(rig.grow("2#0.0", S.TRAINING if ending == "cancel" else S.GRAFTING, alpha=1.0))
+    rig.writer.mirror(rig.moment())
     assert rig.model.state_dict().keys() != bare.keys()
+    assert rig.bank.arrays.columns["kernel_hash"].any()
     verb = {"cull": C.CULL, "cancel": C.CANCEL, "roll back": C.ROLL_BACK}[ending]
     rig.do(verb, "2#0.0", reason=Reason.USER_CANCELLED)
     assert rig.bank.added_parameters() == 0

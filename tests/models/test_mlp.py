@@ -13,10 +13,18 @@ def test_parameter_counts_of_the_tasks(widths: tuple[int, ...], expected: int) -
     assert parameter_count(MLP(widths=widths)) == expected
 
 
-def test_linear_layers_sit_at_even_places_and_the_last_is_bare() -> None:
+def test_a_narrow_layer_makes_a_block_with_the_next_and_the_last_is_bare() -> None:
     model = MLP(activation="tanh")
     kinds = [type(layer) for layer in model.layers]
-    assert kinds == [nn.Linear, nn.Tanh] * 4 + [nn.Linear]
+    assert kinds == [nn.Linear, nn.Tanh, nn.Sequential, nn.Tanh, nn.Linear, nn.Tanh, nn.Linear]
+    assert [type(layer) for layer in model.layers[2]] == [nn.Linear, nn.Tanh, nn.Linear]  # type: ignore[arg-type]
+
+
+def test_the_blocks_compute_what_the_plain_chain_computes() -> None:
+    model = MLP()
+    chain = nn.Sequential(*[m for m in model.layers.modules() if not isinstance(m, nn.Sequential)])
+    x = torch.randn(7, 2)
+    assert torch.equal(model(x), chain(x))
 
 
 def test_pictures_are_flattened() -> None:

@@ -40,12 +40,17 @@ class Heuristic(Policy):
         return Decision()
 
     def _proxies(self, observation: Observation) -> list[Offer]:
-        names = self.menu.names
-        room = remaining(observation, self.config) // max(1, len(names))
+        room = remaining(observation, self.config)
         size = min(params_of(self.config.proxy, observation.host_params), room)
+        offers = self._offers(observation.sites, size)
+        if sum(offer.params for offer in offers) > room:
+            offers = self._offers(observation.sites, room // len(offers))
+        return offers
+
+    def _offers(self, sites: tuple[Site, ...], size: int) -> list[Offer]:
         offers: list[Offer] = []
-        for name in names:
-            site = self._place(observation.sites, name, size)
+        for name in self.menu.names:
+            site = self._place(sites, name, size)
             if site is not None and (offer := self.menu.offer(site, name, size)) is not None:
                 offers.append(_in_next_slot(offer, offers))
         return offers
