@@ -82,8 +82,17 @@ def build(
     plan = make_plan(ir, site, dims)
     if plan.params > MAX_PARAMS:
         raise BlueprintDoesNotFit(f"{ir.name} would have {plan.params} parameters; at most {MAX_PARAMS} are allowed.")
-    child = Child(ir, site, plan).to_empty(device="cpu")
+    child = _materialise(Child(ir, site, plan))
     generator = torch.Generator().manual_seed(seed)
     for step in plan.steps:
         step.op.reset(child.get_submodule(step.id), generator)
     return child.to(device, dtype).requires_grad_(ir.trainable)
+
+
+def _materialise(child: Child) -> Child:
+    """Give every parameter memory; `to_empty` would first import a symbolic-mathematics package, for a second."""
+    for module in child.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            memory = torch.empty(parameter.shape, dtype=parameter.dtype)
+            module.register_parameter(name, nn.Parameter(memory, requires_grad=parameter.requires_grad))
+    return child

@@ -14,7 +14,7 @@ from esper.kasmina.config import KasminaConfig
 from esper.kasmina.graft import Graft
 from esper.kasmina.layer import KasminaLayer, SiteFacts, require_chunks
 from esper.kasmina.record import SeedRecord
-from esper.kasmina.sites import Targets, find_sites, site_kind, tied_sites
+from esper.kasmina.sites import Targets, find_sites, is_time_major, site_kind, tied_sites
 from esper.kasmina.state import SeedArrays
 from esper.leyline.errors import CheckpointError, EsperError, NoSuchSeed, SiteError
 from esper.leyline.ids import SeedId
@@ -55,6 +55,7 @@ class SeedBank(nn.Module):
         for path, module in sites.items():
             if path not in self.refused:
                 self._attach(path, module)
+                self.layer(path).time_major = is_time_major(host, path)
         self.arrays.seal()
         self.register_state_dict_post_hook(_write_topology)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_read_topology)  # type: ignore[no-untyped-call]

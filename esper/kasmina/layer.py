@@ -59,6 +59,7 @@ class KasminaLayer(nn.Module):
         self.grafts = nn.ModuleDict()
         self.facts: SiteFacts | None = None
         self.refusal: str | None = None
+        self.time_major = False
         self.fired = {True: False, False: False}
         self.gradient_seen = False
         self.probing = True
@@ -120,7 +121,7 @@ class KasminaLayer(nn.Module):
 
     def _sample(self, y: Tensor) -> None:
         with torch.no_grad():
-            stats = telemetry.chunk_statistics(telemetry.as_rows(y, self.dim), self.chunks)
+            stats = telemetry.chunk_statistics(telemetry.thinned(telemetry.as_rows(y, self.dim)), self.chunks)
             self.health[:, : stats.shape[1]] += stats
             self.samples[: stats.shape[1]] += 1
         if y.requires_grad and torch.is_grad_enabled():
@@ -168,6 +169,9 @@ class KasminaLayer(nn.Module):
             return
         if layout == "btd" and isinstance(module, _CHANNELS_SECOND):
             self.refusal = f"its output has shape {tuple(y.shape)} with the features on axis 1; they must come last"
+            return
+        if layout == "btd" and self.time_major:
+            self.refusal = "its tensors are time-major (batch_first=False); a child would mix samples"
             return
         axis = 1 if layout == "bchw" else -1
         width = y.shape[axis]

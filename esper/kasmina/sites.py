@@ -90,6 +90,14 @@ def _require(modules: dict[str, nn.Module], found: dict[str, nn.Module], target:
     )
 
 
+def is_time_major(host: nn.Module, path: str) -> bool:
+    """Return whether `batch_first=False` is said by the module at `path`, one around it, or one beside those."""
+    names = path.split(".")
+    around = [host.get_submodule(".".join(names[:depth])) for depth in range(len(names) + 1)]
+    beside = [child for module in around for child in module.children()]
+    return any(getattr(module, "batch_first", None) is False for module in around + beside)
+
+
 def tied_sites(host: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     """Return, for each path whose module or weights are shared, the reason why it cannot carry a seed."""
     owners = Counter(id(m) for _, m in host.named_modules(remove_duplicate=False))

@@ -18,6 +18,8 @@ METRICS = (
 )
 COLUMN = MappingProxyType({name: index for index, name in enumerate(METRICS)})
 FORWARD_METRICS = METRICS[:4]
+MAX_ROWS = 512
+"""Most samples that one reading of a layer's statistics uses."""
 DEAD_VARIANCE = 1e-10
 """A feature whose variance over the samples is below this is dead."""
 
@@ -37,6 +39,11 @@ def chunk_span(features: int, chunks: int, chunk: int) -> tuple[int, int]:
 def as_rows(y: Tensor, dim: int) -> Tensor:
     """Return [N, F] float32 with the feature dimension last."""
     return y.detach().movedim(dim, -1).reshape(-1, y.shape[dim]).float()
+
+
+def thinned(rows_NF: Tensor) -> Tensor:
+    """Return at most `MAX_ROWS` rows, evenly spread: moments of a few hundred samples are as good for health."""
+    return rows_NF[:: -(-len(rows_NF) // MAX_ROWS)]
 
 
 def chunk_statistics(rows_NF: Tensor, chunks: int) -> Tensor:

@@ -118,3 +118,12 @@ def test_nothing_is_refused_in_our_own_models():
     torch.manual_seed(0)
     for host in (lm(), MoEByteLM(d_model=8, layers=1, heads=2, context=8), MLP()):
         assert tied_sites(host, find_sites(host)) == {}
+
+
+@pytest.mark.parametrize(("batch_first", "refused"), [(False, True), (True, False)])
+def test_time_major_sites_are_refused_because_a_child_would_mix_samples(batch_first: bool, refused: bool) -> None:
+    host = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first, dropout=0.0)
+    model = wrap(host, targets=["linear1"])
+    model(torch.randn(3, 4, 8)).sum().backward()
+    reason = model.bank.layer("linear1").finish_probe()
+    assert ("time-major" in (reason or "")) == refused
