@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench soak clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -21,7 +21,8 @@ help:
 	@echo "make demo    train, distil and grow a small mixture of experts (about five minutes)"
 	@echo "make test    run every test"
 	@echo "make check   lint, formatting, types, import arrows"
-	@echo "make bench   quick benchmarks"
+	@echo "make bench   speed of messages and seeds, against their budgets (minutes)"
+	@echo "make soak    what growth buys at equal compute, 3 seeds (about an hour; resumable)"
 	@echo "make clean   remove .venv, caches and build output; results in outputs/ stay"
 
 setup: $(STAMP)
@@ -48,7 +49,11 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	$(BIN)/python benchmarks/leyline.py
+	$(BIN)/python benchmarks/kasmina.py
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/growth.py --write benchmarks/results/growth.md
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage *.egg-info
