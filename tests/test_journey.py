@@ -104,6 +104,11 @@ def test_a_config_error_names_what_is_wrong(tmp_path: Path, text: str, message: 
         esper.load_config(tmp_path / "run.yaml")
 
 
+def test_a_bare_off_means_off(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("tamiyo: {policy: off}")
+    assert esper.load_config(tmp_path / "run.yaml").tamiyo.policy == "off"
+
+
 def test_a_missing_config_says_so(tmp_path: Path) -> None:
     with pytest.raises(esper.EsperError, match="cannot read"):
         esper.load_config(tmp_path / "nowhere.yaml")

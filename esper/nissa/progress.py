@@ -24,6 +24,7 @@ class GrowthProgress(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Metrics:
         """Add `seeds` to what the bar shows."""
         metrics: Metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
         tamiyo = find_tamiyo(trainer)
         if tamiyo is None:
             return metrics

@@ -67,9 +67,10 @@ def run_table(grown: RunResult, twin: RunResult | None) -> Table:
     """Return one row per run."""
     table = Table(title="What it came to", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in ("parameters", "report loss", "decision", "steps", "MACs", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
     runs = [("with growth", grown)] + ([("without", twin)] if twin is not None else [])
+    counted = all(run.train_macs for _, run in runs)
+    for name in ("parameters", "report loss", "decision", "steps", *(["MACs"] if counted else []), "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, run in runs:
         table.add_row(
             name,
@@ -77,7 +78,7 @@ def run_table(grown: RunResult, twin: RunResult | None) -> Table:
             _optional(run.report_loss),
             _optional(run.decision_loss),
             f"{run.steps:,}",
-            f"{run.train_macs:.1e}" if run.train_macs else "-",
+            *([f"{run.train_macs:.1e}"] if counted else []),
             f"{run.seconds:.0f}",
         )
     return table

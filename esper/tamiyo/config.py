@@ -1,10 +1,15 @@
 """Settings of the controller."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from esper.config import Settings
+
+
+def _plain_off(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
 
 
 class Planting(Settings):
@@ -47,7 +52,7 @@ class TamiyoConfig(Settings):
         seed: seed of random choices and of the children's initial weights.
     """
 
-    policy: Literal["off", "random", "schedule", "heuristic"] = "heuristic"
+    policy: Annotated[Literal["off", "random", "schedule", "heuristic"], BeforeValidator(_plain_off)] = "heuristic"
     menu: tuple[str, ...] | None = None
     budget: float = Field(default=0.15, gt=0)
     proxy: float = Field(default=0.02, gt=0)
