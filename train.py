@@ -16,13 +16,13 @@ log = logging.getLogger("esper")
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(composed: DictConfig) -> float | None:
-    """Run one configuration; return its report loss, which a sweeper may minimise."""
+    """Run one configuration; return its decision loss, which a sweeper may minimise."""
     # Torch and Lightning take seconds to import, which a mistyped option need not wait for.
     from esper.run import run
 
     config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     try:
-        return run(config).grown.report_loss
+        return run(config).grown.decision_loss
     except Exception as error:
         # The other points of a sweep run on, so this one's end must not go unseen.
         if HydraConfig.get().mode is RunMode.MULTIRUN:

@@ -17,6 +17,7 @@ from esper.kasmina.record import SeedRecord
 from esper.kasmina.sites import Targets, find_sites, is_time_major, site_kind, tied_sites
 from esper.kasmina.state import SeedArrays
 from esper.leyline.errors import CheckpointError, EsperError, NoSuchSeed, SiteError
+from esper.leyline.events import Fault
 from esper.leyline.ids import SeedId
 from esper.leyline.states import WITH_CHILD, SeedState
 
@@ -24,6 +25,9 @@ TOPOLOGY_KEY = "topology"
 """State-dict key of the grown topology (UTF-8 JSON in a uint8 tensor); absent while nothing has grown."""
 
 _EXTRAS = ("facts", "alpha", "objective", "draws", "trains", "remembers_host")
+
+_FAULT: dict[str, Any] = {"fault": None, "fault_kind": "", "fault_reported": False}
+"""Extras that a topology of an earlier release lacks, and what they were then."""
 
 
 class SeedBank(nn.Module):
@@ -182,6 +186,7 @@ class SeedBank(nn.Module):
                 | {"objective": graft.objective if graft else "", "draws": graft.draws if graft else 0}
                 | {"trains": _trains(graft)}
                 | {"remembers_host": graft is not None and graft.reference is not None}
+                | {name: getattr(graft, name) if graft else default for name, default in _FAULT.items()}
             )
         return entries
 
@@ -206,9 +211,11 @@ class SeedBank(nn.Module):
     def _read(self, entry: Mapping[str, Any]) -> tuple[SeedRecord, dict[str, Any], nn.Module | None]:
         """Read one entry, and build its child, before anything changes."""
         try:
-            extras = {name: entry[name] for name in _EXTRAS}
+            extras = {name: entry[name] for name in _EXTRAS} | {n: entry.get(n, old) for n, old in _FAULT.items()}
             extras["facts"] = SiteFacts(*extras["facts"]) if extras["facts"] is not None else None
-            record = SeedRecord.from_plain({name: value for name, value in entry.items() if name not in _EXTRAS})
+            if extras["fault"] is not None:
+                Fault(extras["fault_kind"])
+            record = SeedRecord.from_plain({name: value for name, value in entry.items() if name not in extras})
             self.state(SeedId.parse(record.seed_id))
             child = _build(record) if SeedState(record.state) in WITH_CHILD else None
         except (EsperError, KeyError, TypeError, ValueError) as error:
@@ -230,6 +237,8 @@ class SeedBank(nn.Module):
     def _regrow(self, seed: SeedId, record: SeedRecord, extras: Mapping[str, Any], child: nn.Module) -> None:
         graft = self.plant(seed, child, record)
         graft.objective, graft.draws = extras["objective"], extras["draws"]
+        for name in _FAULT:
+            setattr(graft, name, extras[name])
         graft.set_alpha(extras["alpha"])
         graft.child.requires_grad_(extras["trains"])
         if extras["remembers_host"]:

@@ -57,6 +57,7 @@ class Graft(nn.Module):
         self.fault: str | None = None
         self.fault_kind = ""
         self.fault_reported = False
+        self.sound: bool | None = None
         self.muted = False
         self.strength = 0.0
         self.pending: Tensor | None = None
@@ -97,8 +98,22 @@ class Graft(nn.Module):
         grads = [p.grad.detach().norm() for p in self.child.parameters() if p.grad is not None]
         return float(torch.stack(grads).norm()) if grads else 0.0
 
+    def screen_gradients(self) -> None:
+        """Before an optimizer step: record a fault for non-finite gradients, and keep a faulty child's from it.
+
+        The child is to blame only where every gradient that reached it was finite.
+        """
+        grads = [p.grad for p in self.child.parameters() if p.grad is not None]
+        if self.fault is None and self.sound and not all(_finite(grad) for grad in grads):
+            self.fail(Fault.NOT_FINITE, "the child's backward pass gave its own weights a non-finite gradient")
+        self.sound = None
+        if self.fault is not None:
+            self.child.zero_grad()
+
     def contribution(self, x: Tensor | None, y: Tensor, dim: int) -> Tensor | None:
         """Return what to add to the chunk of `y` along `dim`, or None; never raises for a fault of the child."""
+        if self.fault is not None:
+            return None
         part = y if self.width is None else y.narrow(dim, self.start, self.width)
         if self.objective == "reconstruction":
             self._reconstruct(x, part)
@@ -148,14 +163,42 @@ class Graft(nn.Module):
         source = part if self.reads == "output" else x
         if source is None:
             raise _Misbehaved(Fault.RAISED, "the child reads the site's input, but there is no float tensor in it")
-        result = _checked(self.child(self._readable(source.detach() if detach else source)), part).to(part.dtype)
+        read = source.detach() if detach else self._screened(source)
+        result = _checked(self.child(self._readable(read)), part).to(part.dtype)
         residual = result - (part.detach() if detach else part) if self.replaces else result
-        if torch.compiler.is_compiling() or _finite(residual):
+        if torch.compiler.is_compiling():
+            return residual
+        if _finite(residual):
+            if self._watches(residual):
+                residual.register_hook(self._take_gradient)  # type: ignore[no-untyped-call]
             return residual
         if _finite(source) and _finite(part):
             raise _Misbehaved(Fault.NOT_FINITE, "the child returned a non-finite value")
         # The host itself went wrong: there is nothing to add and nobody to blame.
         return None
+
+    def _screened(self, source: Tensor) -> Tensor:
+        """Return an alias of what the child reads; only the gradient that comes back through the child passes it."""
+        if torch.compiler.is_compiling() or not self._watches(source):
+            return source
+        alias = source.view_as(source)
+        alias.register_hook(self._give_gradient)  # type: ignore[no-untyped-call]
+        return alias
+
+    def _watches(self, t: Tensor) -> bool:
+        # A loss scaled for float16 overflows now and then, and the scaler then skips the step: nobody's fault.
+        kind = t.device.type
+        scaled = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
+        return t.requires_grad and torch.is_grad_enabled() and not scaled
+
+    def _take_gradient(self, grad: Tensor) -> None:
+        self.sound = self.sound is not False and _finite(grad)
+
+    def _give_gradient(self, grad: Tensor) -> Tensor | None:
+        if not self.sound or _finite(grad):
+            return None
+        self.fail(Fault.NOT_FINITE, "the child's backward pass gave the host a non-finite gradient")
+        return torch.zeros_like(grad)
 
     def _readable(self, source: Tensor) -> Tensor:
         """Cast to the child's own precision: a child may keep float32 weights beside a bfloat16 host."""

@@ -1,7 +1,8 @@
 """The fast tier: kernels built from the blueprint library on a background thread."""
 
 import hashlib
-from concurrent.futures import Future, ThreadPoolExecutor
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import final
 
 import torch
@@ -13,6 +14,7 @@ from esper.leyline.errors import KernelError
 
 _TOOLCHAIN = hashlib.sha256(f"torch-{torch.__version__}".encode()).hexdigest()[:12]
 _WARM_UP_SAMPLES = 2
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -22,10 +24,14 @@ class LibraryKernelStore(KernelStore):
     Args:
         library: blueprints; None loads the shipped library.
         cache: ready kernels; None makes a cache of the default size.
+        patience_s: longest wait for a build that is under way, in seconds.
     """
 
-    def __init__(self, library: Library | None = None, cache: KernelCache | None = None) -> None:
+    def __init__(
+        self, library: Library | None = None, cache: KernelCache | None = None, *, patience_s: float = 10.0
+    ) -> None:
         """Start nothing yet: the background thread is made with the first build."""
+        self.patience_s = patience_s
         self.library = library if library is not None else load_library()
         self.cache = cache if cache is not None else KernelCache()
         self._pool: ThreadPoolExecutor | None = None
@@ -41,18 +47,19 @@ class LibraryKernelStore(KernelStore):
             self._under_way[request] = self._pool.submit(self._ingest, request)
 
     def poll(self, request: KernelRequest) -> Kernel | None:
-        """Return the kernel if it is ready; start it if nobody did."""
+        """Return the kernel; start it if nobody did, and wait for it for `patience_s` at most."""
         if request in self._failed:
             raise self._failed[request]
         kernel = self.cache.get(request)
         return kernel if kernel is not None else self._collect(request)
 
     def _collect(self, request: KernelRequest) -> Kernel | None:
-        future = self._under_way.get(request)
-        if future is None:
-            self.prefetch(request)
-            return None
-        if not future.done():
+        self.prefetch(request)
+        future = self._under_way[request]
+        # An eager build takes milliseconds. Waiting for it at a boundary keeps a run the same however busy the machine.
+        done, _ = wait([future], timeout=self.patience_s)
+        if not done:
+            _log.warning("the build of %s took over %s s; its seed waits.", request.blueprint, self.patience_s)
             return None
         del self._under_way[request]
         try:

@@ -36,9 +36,10 @@ class SeedStepper:
             layer.sampling = sampling
 
     def observe_gradients(self) -> None:
-        """Sample the newborn/incumbent gradient ratio of every graft, after a backward pass on a sampled step."""
+        """After a backward pass: stop non-finite gradients of a graft; on a sampled step, note its gradient ratio."""
         for seed, graft in self.bank.grafted().items():
             layer = self.bank.layer(seed.layer)
+            graft.screen_gradients()
             if layer.sampling and (incumbent := _rms_gradient(layer.site)) > 0:
                 layer.add_health("newborn_incumbent_ratio", _rms_gradient(graft.child) / incumbent)
 

@@ -126,9 +126,14 @@ class MorphableModel(nn.Module):
             if view.blueprint:
                 lines.append(
                     f"  {view.seed_id}  {view.state}  {view.blueprint}  alpha {view.alpha:.2f}  {view.params:,} p"
+                    + self._fault(view.seed_id)
                 )
         lines += [f"  {path}: no seeds, {reason}" for path, reason in sorted(self.bank.refused.items())]
         return "\n".join(lines)
+
+    def _fault(self, seed_id: str) -> str:
+        graft = self.bank.graft(SeedId.parse(seed_id))
+        return f"  bypassed: {graft.fault}" if graft is not None and graft.fault is not None else ""
 
     def _shared_parameters(self) -> int:
         """Parameters of the bank when it also hangs in the host (a LightningModule)."""

@@ -44,6 +44,7 @@ class Site(NamedTuple):
         shape: what a child must fit.
         depth: relative place in the forward pass, 0 to 1.
         same_grid: whether the site's input has the positions of its output.
+        closed: blueprints that failed here and are under embargo.
     """
 
     path: str
@@ -52,6 +53,7 @@ class Site(NamedTuple):
     shape: SiteShape
     depth: float
     same_grid: bool
+    closed: frozenset[str] = frozenset()
 
 
 class Observation(NamedTuple):

@@ -15,18 +15,17 @@ from esper.leyline.events import DecisionMade, Fault, GraftFaulted, SeedTransiti
 from esper.leyline.ids import SeedId, new_id
 from esper.leyline.packets import SystemStatePacket
 from esper.leyline.reports import FINAL, Cost, Counterfactual, FieldReport
-from esper.leyline.states import Reason, SeedCommand, SeedState
-from esper.tamiyo import gate, observe
+from esper.leyline.states import SeedState
+from esper.tamiyo import by_hand, gate, observe
 from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.contracts import Decision, Observation
-from esper.tamiyo.menu import Menu, Offer, germinate
+from esper.tamiyo.menu import Menu, Offer
 from esper.tamiyo.policies import make_policy
 
 EvidenceSource = Callable[[Sequence[str]], dict[str, Counterfactual]]
 """Measures seeds by id, on the decision part, with each on and off."""
 
 _MAX_ROUNDS = 12
-_BIG = 10**12
 
 
 class TamiyoController:
@@ -124,42 +123,24 @@ class TamiyoController:
         return observe.packet(self.bank, self.writer, moment, last_decisions=self.explanations[-5:], **numbers)
 
     def _round(self, moment: Moment, final: bool) -> list[KasminaControlCommand]:
-        observation = self._observe(final)
-        decision = gate.advance(observation, self.config)
-        if not decision.commands:
-            decision = self._germination(observation)
+        decision = by_hand.cancel(self.morphable)
+        if not decision.explanation:
+            observation = self._observe(final)
+            decision = gate.advance(observation, self.config)
+            if not decision.commands:
+                decision = self._germination(observation)
         if decision.explanation or decision.commands:
             self._explain(decision, moment)
         events = self.writer.apply(decision.commands, moment)
         return [c for c in decision.commands if any(e.seed_id == c.target_seed_id for e in events)]
 
     def _germination(self, observation: Observation) -> Decision:
-        by_hand = self._by_hand(observation)
-        if by_hand.commands:
-            return by_hand
+        asked = by_hand.germination(self.morphable, observation, self.config, self.menu)
+        if asked.explanation:
+            return asked
         if observation.paused or observation.final or observation.busy:
             return Decision()
         return self.policy.propose(observation)
-
-    def _by_hand(self, observation: Observation) -> Decision:
-        """Return what was asked for on the model itself; it waits while an adaptation is under way."""
-        cancelled, self.morphable.cancellations = self.morphable.cancellations, []
-        commands = [gate.command_for(str(s), SeedCommand.CANCEL, Reason.USER_CANCELLED) for s in cancelled]
-        if commands or observation.busy or observation.final or not self.morphable.requests:
-            return Decision(tuple(commands), "cancelled by hand" if commands else "")
-        request = self.morphable.requests.pop(0)
-        sites = (s for s in observe.sites(self.bank) if s.path == request.seed.layer)
-        shape = self.bank.site_shape(request.seed)
-        site = next(sites, None)
-        if site is None or shape is None:
-            return Decision(explanation=f"{request.seed} cannot germinate: no batch has passed through it")
-        placed = site._replace(chunk=request.seed.chunk, slot=request.seed.slot, shape=shape)
-        limit = max(1, int(self.config.proxy * self.host_params) if self.config.proxy < 1 else int(self.config.proxy))
-        offer = self.menu.offer(placed, request.blueprint, limit) or self.menu.offer(placed, request.blueprint, _BIG)
-        if offer is None:
-            return Decision(explanation=f"{request.blueprint} does not fit {request.seed}")
-        command = germinate(offer, seed=self.config.seed, strategy=request.strategy)
-        return Decision((command,), f"{request.blueprint} at {request.seed} asked for by hand")
 
     def _observe(self, final: bool) -> Observation:
         assert self._packet is not None

@@ -34,6 +34,9 @@ def advance(observation: Observation, config: TamiyoConfig) -> Decision:
         if step is not None:
             commands.append(command_for(seed.seed_id, *step))
     judged = judge(observation, config)
+    if observation.final and not commands and not judged.commands:
+        unjudged = [s for s in observation.seeds if s.state in (_S.EVALUATING, _S.FINE_TUNING)]
+        commands = [command_for(s.seed_id, _C.CULL, Reason.RUN_ENDED) for s in unjudged]
     return Decision((*commands, *judged.commands), judged.explanation, judged.candidates)
 
 
@@ -44,7 +47,7 @@ def _step(seed: SeedStatus, final: bool) -> tuple[SeedCommand, Reason] | None:
         verb, reason = _NEXT[seed.state]
         fixed = seed.state is _S.LOADING and not seed.trainable
         return (_C.GRAFT if fixed else verb), reason
-    if final and seed.state in IN_PROGRESS - {_S.EVALUATING, _S.FINE_TUNING}:
+    if final and seed.state in _BEFORE_EVALUATION:
         return _out(seed), Reason.RUN_ENDED
     return None
 

@@ -58,9 +58,9 @@ class Menu:
             library[name]
 
     def offer(self, site: Site, blueprint: str, max_params: int) -> Offer | None:
-        """Return the largest child of at most `max_params` parameters, or None when it does not fit."""
+        """Return the largest child of at most `max_params` parameters, or None if none fits or it is under embargo."""
         ir = self._placed(self.library[blueprint].ir, site)
-        if ir is None or why_not(ir, site.shape) is not None:
+        if ir is None or blueprint in site.closed or why_not(ir, site.shape) is not None:
             return None
         try:
             dims = fit_dims(ir, site.shape, max_params)

@@ -57,8 +57,18 @@ def sites(bank: SeedBank) -> tuple[Site, ...]:
         shape = bank.site_shape(seed)
         assert shape is not None and layer.facts is not None
         depth = index / max(1, len(layers) - 1)
-        found.append(Site(layer.path, seed.chunk, seed.slot, shape, depth, layer.facts.same_grid))
+        closed = _under_embargo(bank, layer.path)
+        found.append(Site(layer.path, seed.chunk, seed.slot, shape, depth, layer.facts.same_grid, closed))
     return tuple(found)
+
+
+def _under_embargo(bank: SeedBank, path: str) -> frozenset[str]:
+    """Return the blueprints that failed at a site and must rest there, in whatever slot."""
+    return frozenset(
+        record.blueprint
+        for seed, record in bank.records.items()
+        if seed.layer == path and record.state == SeedState.CULLED.value and record.steps_in_stage < record.embargo
+    )
 
 
 def site_info(bank: SeedBank, path: str) -> SiteInfo:

@@ -12,9 +12,11 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from esper.leyline.errors import ConfigError, OutputError
+from esper.models.remembered import RememberedModule
 from esper.tolaria.module import TolariaModule
 from esper.tolaria.tasks import LanguageModeling, TeacherSource
 
@@ -24,19 +26,19 @@ class CachedTeacher(TeacherSource):
     """Trains a language model on the same data, with AdamW, and keeps the weights under a hash of everything used.
 
     Args:
-        network: the untrained teacher.
+        network: what the teacher is; it is built afresh from its constructor's arguments.
         steps: training steps.
         lr: peak learning rate.
         warmup_steps: linear warm-up, in steps.
         decay: fraction of the run over which the rate decays.
         cache_dir: folder of trained teachers.
-        seed: seed of its initial weights and of nothing else.
+        seed: seed of its initial weights; the order of the data is the data module's.
     """
 
     def __init__(
         self,
         *,
-        network: nn.Module,
+        network: RememberedModule,
         steps: int = 1500,
         lr: float = 3e-3,
         warmup_steps: int = 60,
@@ -49,34 +51,42 @@ class CachedTeacher(TeacherSource):
         self.warmup_steps, self.decay, self.cache_dir = warmup_steps, decay, Path(cache_dir)
 
     def teacher(self, data: LightningDataModule | None) -> nn.Module:
-        """Return the trained teacher, from the cache when it is there."""
-        path = self.cache_dir / f"{self._key(data)}.safetensors"
-        if path.exists():
-            try:
-                self.network.load_state_dict(load_file(path))
-                return self.network
-            except (SafetensorError, RuntimeError, OSError) as error:
-                rank_zero_info(f"Esper: the cached teacher {path} cannot be read ({error}); training it again.")
-        self._train(data)
-        self._keep(path)
-        return self.network
+        """Return the trained teacher, from the cache when it is there.
 
-    def _key(self, data: LightningDataModule | None) -> str:
-        shapes = {name: list(value.shape) for name, value in self.network.state_dict().items()}
-        recipe = [self.steps, self.lr, self.warmup_steps, self.decay, self.seed, shapes, str(self.network)]
-        content = json.dumps([recipe, _description(data)], sort_keys=True, default=str)
-        return hashlib.sha256(content.encode()).hexdigest()[:24]
-
-    def _train(self, data: LightningDataModule | None) -> None:
+        Raises:
+            ConfigError: there is no data module to train on.
+            OutputError: the cache folder cannot be written.
+        """
         if data is None:
             raise ConfigError("a teacher is trained on a data module; give the trainer `datamodule=`.")
-        rank_zero_info(f"Esper: training the teacher, {self.steps} steps; it is kept in {self.cache_dir}.")
+        path = self.cache_dir / f"{self.key(data)}.safetensors"
+        teacher = self._fresh()
+        if path.exists():
+            try:
+                teacher.load_state_dict(load_file(path))
+                return teacher
+            except (SafetensorError, RuntimeError, OSError) as error:
+                rank_zero_info(f"Esper: the cached teacher {path} cannot be read ({error}); training it again.")
+        self._train(teacher, data)
+        self._keep(teacher, path)
+        return teacher
+
+    def key(self, data: LightningDataModule) -> str:
+        """Return the hash under which this teacher is kept: its recipe, and what the first batch of its data holds."""
+        kind = type(self.network)
+        recipe = [f"{kind.__module__}.{kind.__qualname__}", self.network.arguments, self.steps, self.lr]
+        content = json.dumps([*recipe, self.warmup_steps, self.decay, self.seed, _digest(data)], default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+    def _fresh(self) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            for module in self.network.modules():
-                reset = getattr(module, "reset_parameters", None)
-                if callable(reset):
-                    reset()
+            return type(self.network)(**self.network.arguments)
+
+    def _train(self, teacher: nn.Module, data: LightningDataModule) -> None:
+        rank_zero_info(f"Esper: training the teacher, {self.steps} steps; it is kept in {self.cache_dir}.")
+        outer = data.trainer
+        with torch.random.fork_rng():
             trainer = Trainer(
                 max_steps=self.steps,
                 logger=False,
@@ -85,13 +95,15 @@ class CachedTeacher(TeacherSource):
                 enable_progress_bar=False,
                 limit_val_batches=0,
                 gradient_clip_val=1.0,
-                accelerator="cpu",
+                devices=1,
             )
-            trainer.fit(self._module(), datamodule=data)
+            trainer.fit(self._module(teacher), datamodule=data)
+        data.trainer = outer
+        teacher.cpu()
 
-    def _module(self) -> TolariaModule:
+    def _module(self, teacher: nn.Module) -> TolariaModule:
         return TolariaModule(
-            network=self.network,
+            network=teacher,
             task=LanguageModeling(),
             optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=self.lr, betas=(0.9, 0.98)),
             warmup_steps=self.warmup_steps,
@@ -99,18 +111,19 @@ class CachedTeacher(TeacherSource):
             total_steps=self.steps,
         )
 
-    def _keep(self, path: Path) -> None:
+    def _keep(self, teacher: nn.Module, path: Path) -> None:
         """Write beside the target and rename, so that a killed run leaves no half-written teacher."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-                save_file(self.network.state_dict(), part.name)
+                save_file(teacher.state_dict(), part.name)
             os.replace(part.name, path)  # noqa: PTH105 - atomic on POSIX
         except OSError as error:
             raise OutputError(f"cannot keep the teacher in {path.parent}: {error}; set cache_dir.") from error
 
 
-def _description(data: LightningDataModule | None) -> dict[str, Any]:
-    """Return the plain settings of a data module, so that other data mean another teacher."""
-    plain = (bool, int, float, str, type(None))
-    return {k: v for k, v in vars(data).items() if isinstance(v, plain) and not k.startswith("_")} if data else {}
+def _digest(data: LightningDataModule) -> str:
+    """Return a hash of the first training batch, so that other data mean another teacher."""
+    batch: Any = next(iter(data.train_dataloader()))
+    tensors = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+    return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()

@@ -1,5 +1,6 @@
 """The controller without Lightning."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,13 @@ import torch
 from torch import nn
 
 import esper
+from esper.kasmina.library_store import LibraryKernelStore
 from esper.kasmina.writer import Moment
 from esper.leyline.base import Message
 from esper.leyline.codec import decode, encode
 from esper.leyline.errors import StateCorruption
 from esper.leyline.events import DecisionMade, SeedTransitioned
+from esper.leyline.ids import SeedId
 from esper.leyline.packets import SystemStatePacket
 from esper.leyline.reports import Counterfactual
 from esper.tamiyo.journal import Journal
@@ -61,6 +64,75 @@ def test_the_signal_says_when_the_optimizer_must_change() -> None:
     assert grown.optimizer_rebuild_required
     assert [c.command.value for c in commands] == ["GERMINATE", "LOAD", "TRAIN", "GRAFT"]
     controller.close()
+
+
+def by_hand(policy: str = "off", **settings: object) -> tuple[esper.MorphableModel, esper.TamiyoController]:
+    return controlled(policy=policy, schedule=(), **settings)
+
+
+def test_a_graft_asked_for_by_hand_keeps_the_budget() -> None:
+    model, controller = by_hand(budget=200, proxy=1)
+    model.request_germination("0#0.0", "BP-MLP-GELU", "fixed_ramp")
+    controller.step(controller.observe(Moment("run", 0, 1)))
+    assert 0 < model.bank.added_parameters() <= 200
+    controller.close()
+
+
+def test_a_request_that_does_not_fit_the_budget_is_explained() -> None:
+    model, controller = by_hand(budget=10)
+    model.request_germination("0#0.0", "BP-MLP-GELU", "fixed_ramp")
+    controller.step(controller.observe(Moment("run", 0, 1)))
+    assert "does not fit 0#0.0 within the 10 parameters left" in controller.explanations[-1]
+    controller.close()
+
+
+def test_a_request_waits_while_growth_is_paused() -> None:
+    model, controller = by_hand()
+    controller.pause()
+    model.request_germination("0#0.0", "BP-MLP-GELU", "fixed_ramp")
+    assert controller.step(controller.observe(Moment("run", 0, 1)))[1] == []
+    controller.resume()
+    assert controller.step(controller.observe(Moment("run", 0, 2)))[1]
+    controller.close()
+
+
+def test_a_seed_whose_training_is_complete_can_still_be_cancelled() -> None:
+    torch.manual_seed(0)
+    model = esper.wrap(nn.Sequential(nn.Linear(8, 16), nn.ReLU()), {"training_steps": 5})
+    model(torch.randn(4, 8)).sum().backward()
+    controller = esper.TamiyoController(model, {"policy": "off", "budget": 500})
+    model.request_germination("0#0.0", "BP-MLP-GELU", "fixed_ramp")
+    controller.step(controller.observe(Moment("run", 0, 1)))
+    for record in model.bank.records.values():
+        record.steps_in_stage = 5
+    model.cancel_germination("0#0.0")
+    controller.step(controller.observe(Moment("run", 0, 2)))
+    assert [r.outcome.value for r in controller.reports] == ["CANCELLED"]
+    assert not model.bank.grafted()
+    controller.close()
+
+
+def test_a_cancellation_that_comes_too_late_is_explained() -> None:
+    model, controller = by_hand()
+    model.request_germination("0#0.0", "BP-MLP-GELU", "fixed_ramp")
+    controller.step(controller.observe(Moment("run", 0, 1)))
+    model.cancellations.append(SeedId("0"))
+    controller.step(controller.observe(Moment("run", 0, 2)))
+    assert any("cannot be cancelled any more" in text for text in controller.explanations)
+    controller.close()
+
+
+def test_a_slow_build_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def path(slow: bool) -> list[str]:
+        model, controller = controlled()
+        if slow:
+            ingest = LibraryKernelStore._ingest
+            monkeypatch.setattr(LibraryKernelStore, "_ingest", lambda s, r: (time.sleep(0.3), ingest(s, r))[1])
+        _, commands = controller.step(controller.observe(Moment("run", 0, 1)))
+        controller.close()
+        return [c.command.value for c in commands]
+
+    assert path(slow=False) == path(slow=True)
 
 
 def test_paused_means_nothing_new() -> None:

@@ -133,6 +133,11 @@ def test_the_end_of_a_run_leaves_nothing_half_done() -> None:
     assert {reason for _, reason in found.values()} == {Reason.RUN_ENDED}
 
 
+def test_at_the_end_what_cannot_be_judged_is_removed() -> None:
+    found = verbs(observed(seed(0, SeedState.EVALUATING), final=True))
+    assert found == {"a#0.0": (SeedCommand.CULL, Reason.RUN_ENDED)}
+
+
 def test_explanations_give_the_numbers() -> None:
     decision = advance(observed(seed(0, SeedState.EVALUATING), evidence={"a#0.0": 0.5}), CONFIG)
     assert "at least 0.5000" in decision.explanation

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.blueprints import SiteShape, load_library
+from esper.leyline.errors import EsperError
 from esper.leyline.packets import SystemStatePacket
 from esper.leyline.reports import Counterfactual, FieldReport, SiteInfo
 from esper.leyline.states import Reason, SeedCommand, SeedState
@@ -13,7 +14,7 @@ from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.contracts import Observation, SeedStatus, Site
 from esper.tamiyo.menu import Menu
 from esper.tamiyo.policies import POLICIES, make_policy
-from esper.tamiyo.policies.base import on_plateau
+from esper.tamiyo.policies.base import on_plateau, remaining
 
 LIBRARY = load_library()
 STREAM = Site("blocks.0.after_attn", 0, 0, SiteShape("btd", 64, 64, 128, "stream"), 0.0, True)
@@ -131,6 +132,33 @@ def test_the_schedule_plants_each_entry_once() -> None:
     assert schedule.propose(observed(150, reports=(done,))).commands == ()  # type: ignore[attr-defined]
     (second,) = schedule.propose(observed(1200, reports=(done,))).commands  # type: ignore[attr-defined]
     assert second.blueprint_id == "BP-PROJ-LORA"
+
+
+def test_one_entry_that_fits_nowhere_does_not_hold_up_the_next() -> None:
+    entries = [{"at": 0.0, "blueprint": "BP-CONV-RES"}, {"at": 0.0, "blueprint": "BP-PROJ-LORA"}]
+    (command,) = policy("schedule", schedule=entries).propose(observed()).commands  # type: ignore[attr-defined]
+    assert command.blueprint_id == "BP-PROJ-LORA"
+    only = policy("schedule", schedule=entries[:1]).propose(observed())  # type: ignore[attr-defined]
+    assert "BP-CONV-RES fits no site" in only.explanation
+
+
+def test_a_schedule_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(EsperError, match="needs entries"):
+        policy("schedule")
+    with pytest.raises(EsperError, match="BP-MLP-GELU"):
+        policy("schedule", schedule=({"at": 1, "blueprint": "BP-MLP-GELUU"},))
+
+
+def test_what_was_removed_no_longer_counts_against_the_budget() -> None:
+    gone = SeedStatus("blocks.0.ffn#0.0", SeedState.CULLED, False, "BP-WIDEN", "trial-0", 9_000)
+    kept = gone._replace(seed_id="blocks.0.ffn#0.1", state=SeedState.FOSSILIZED, params=1_000)
+    assert remaining(observed(seeds=(gone, kept)), TamiyoConfig(budget=16_000)) == 15_000
+
+
+def test_nothing_is_offered_where_it_is_under_embargo() -> None:
+    resting = FFN._replace(closed=frozenset({"BP-WIDEN"}))
+    assert Menu(LIBRARY).offer(resting, "BP-WIDEN", 5_000) is None
+    assert Menu(LIBRARY).offer(resting, "BP-MLP-GELU", 5_000) is not None
 
 
 def test_a_plateau_is_two_boundaries_without_progress() -> None:

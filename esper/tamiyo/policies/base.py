@@ -2,9 +2,12 @@
 
 from abc import ABC, abstractmethod
 
+from esper.leyline.states import SeedState
 from esper.tamiyo.config import TamiyoConfig, params_of, steps_of
 from esper.tamiyo.contracts import Decision, Observation
 from esper.tamiyo.menu import Menu, Offer
+
+_GONE = frozenset({SeedState.DORMANT, SeedState.CULLED, SeedState.CANCELLED, SeedState.ROLLED_BACK})
 
 
 class Policy(ABC):
@@ -30,7 +33,8 @@ class Policy(ABC):
 
 def remaining(observation: Observation, config: TamiyoConfig) -> int:
     """Return how many parameters growth may still add."""
-    return params_of(config.budget, observation.host_params) - sum(s.params for s in observation.seeds)
+    living = sum(s.params for s in observation.seeds if s.state not in _GONE)
+    return params_of(config.budget, observation.host_params) - living
 
 
 def due(observation: Observation, config: TamiyoConfig, count: int) -> bool:

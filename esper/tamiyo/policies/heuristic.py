@@ -43,7 +43,7 @@ class Heuristic(Policy):
         room = remaining(observation, self.config)
         size = min(params_of(self.config.proxy, observation.host_params), room)
         offers = self._offers(observation.sites, size)
-        if sum(offer.params for offer in offers) > room:
+        if offers and sum(offer.params for offer in offers) > room:
             offers = self._offers(observation.sites, room // len(offers))
         return offers
 

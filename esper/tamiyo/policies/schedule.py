@@ -3,9 +3,10 @@
 from fnmatch import fnmatchcase
 from typing import final
 
-from esper.tamiyo.config import Planting, steps_of
+from esper.leyline.errors import ConfigError
+from esper.tamiyo.config import Planting, TamiyoConfig, steps_of
 from esper.tamiyo.contracts import Decision, Observation
-from esper.tamiyo.menu import Offer, germinate
+from esper.tamiyo.menu import Menu, Offer, germinate
 from esper.tamiyo.policies.base import Policy, remaining
 
 
@@ -13,19 +14,28 @@ from esper.tamiyo.policies.base import Policy, remaining
 class Schedule(Policy):
     """Plants the entries of `config.schedule`, each once, in order."""
 
+    def __init__(self, config: TamiyoConfig, menu: Menu) -> None:
+        """Check that there is something to plant, and that each blueprint is known."""
+        super().__init__(config, menu)
+        if not config.schedule:
+            raise ConfigError("policy 'schedule' needs entries; set tamiyo.settings.schedule or another policy.")
+        for planting in config.schedule:
+            menu.library[planting.blueprint]
+
     def propose(self, observation: Observation) -> Decision:
         """Plant the next entry when its time has come."""
         done = {s.group for s in observation.seeds} | {r.group for r in observation.reports}
+        unfit = []
         for number, planting in enumerate(self.config.schedule):
             group = f"schedule-{number}"
-            if group not in done and observation.step >= steps_of(planting.at, observation.total_steps):
-                return self._plant(observation, planting, group)
-        return Decision()
+            if group in done or observation.step < steps_of(planting.at, observation.total_steps):
+                continue
+            if (offer := self._offer(observation, planting)) is not None:
+                return self._plant(offer, planting, group)
+            unfit.append(f"{planting.blueprint} fits no site {planting.site!r} within the budget")
+        return Decision(explanation="; ".join(unfit))
 
-    def _plant(self, observation: Observation, planting: Planting, group: str) -> Decision:
-        offer = self._offer(observation, planting)
-        if offer is None:
-            return Decision(explanation=f"{planting.blueprint} fits no site {planting.site!r} within the budget")
+    def _plant(self, offer: Offer, planting: Planting, group: str) -> Decision:
         command = germinate(offer, seed=self.config.seed, group=group)
         return Decision((command,), f"{planting.blueprint} at {offer.seed_id} by schedule, {offer.params:,} parameters")
 
