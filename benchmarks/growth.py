@@ -264,7 +264,41 @@ def _line(name: str, arm: str, group: list[dict[str, Any]]) -> tuple[str, ...]:
 HEAD = ("task", "arm", "report loss, nats", "seeds", "first trials", "parameters", "compute", "steps", "kept")
 
 
-def markdown(lines: list[tuple[str, ...]]) -> str:
+def gains(rows: list[dict[str, Any]]) -> list[str]:
+    """Return one line per task and arm: what it gains on `wide`, seed by seed, beside the first trials' gain."""
+    loss = {(r["task"], r["arm"], r["seed"]): r["report_loss"] for r in rows}
+    lines = []
+    for task in sorted({r["task"] for r in rows}):
+        for arm in ("schedule_gelu", "schedule_conv", "live"):
+            seeds = sorted(s for t, a, s in loss if (t, a) == (task, arm) and (task, "wide", s) in loss)
+            found = [loss[task, "wide", s] - loss[task, arm, s] for s in seeds]
+            if not found:
+                continue
+            known = TASKS[task].expected
+            first = f"{float(known['wide']) - float(known[arm]):.3f}" if arm in known else ""
+            listed = " ".join(f"{gain:+.3f}" for gain in found)
+            lines.append(f"| {task} | {arm} | {statistics.mean(found):+.3f} | {listed} | {first} |")
+    return lines
+
+
+LEVELS = """
+## Paired gain on `wide`, nats
+
+| task | arm | mean | seeds | first trials |
+|---|---|---|---|---|
+{gains}
+
+## Why the levels differ from the first trials
+
+All levels of C and D lie lower than in the first trials by about the same amount, `wide` and `small` included, while
+the gains agree or are larger. The level depends on which files fall into the report part, and the order of the files
+that the shuffle starts from was not recorded: one small model of task C (2,400 steps), measured on 24 shuffles of the
+same rule, gave 1.667 to 1.846 (mean 1.748, sd .042). None of them reaches 1.885, so the split does not explain all of
+it; leaving folders named `tests` out as well moves the level past it, to 1.936. Compare gains, not levels.
+"""
+
+
+def markdown(lines: list[tuple[str, ...]], rows: list[dict[str, Any]]) -> str:
     """Return the table with its command and machine."""
     text = [
         "# Growth at equal training compute: tasks C and D",
@@ -278,7 +312,8 @@ def markdown(lines: list[tuple[str, ...]]) -> str:
         "| " + " | ".join(HEAD) + " |",
         "|" + "---|" * len(HEAD),
     ]
-    return "\n".join(text + ["| " + " | ".join(line) + " |" for line in lines]) + "\n"
+    table = "\n".join(text + ["| " + " | ".join(line) + " |" for line in lines]) + "\n"
+    return table + LEVELS.format(gains="\n".join(gains(rows)))
 
 
 def main() -> None:
@@ -303,7 +338,7 @@ def main() -> None:
         table.add_row(*line)
     console.print(table)
     if given.write:
-        given.write.write_text(markdown(summary(rows)), encoding="utf-8")
+        given.write.write_text(markdown(summary(rows), rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ from esper.nissa.summary import RunResult, summarize
 from esper.nissa.terminal import present
 from esper.quiet import quiet
 from esper.tamiyo.callback import Tamiyo
+from esper.tolaria.checkpoint import require_readable
 from esper.tolaria.parts import has_report_part
+from esper.tolaria.report import report_losses, with_test_step
 
 CONFIG_FILE = "config.yaml"
 """The run's configuration as it was understood: `esper fit --config FILE` repeats the run."""
@@ -144,7 +146,9 @@ class EsperCLI(LightningCLI):
         for section, key in (("tamiyo", "output_dir"), ("nissa", "output_dir"), ("trainer", "default_root_dir")):
             if config[section][key] is None:
                 config[section][key] = config.output_dir
-        if self.subcommand == "fit":
+        fitting = self.subcommand == "fit"
+        require_readable(config.get("ckpt_path"), weights_only=config.get("weights_only"), resuming=fitting)
+        if fitting:
             require_writable(config.output_dir)
 
     def instantiate_classes(self) -> None:
@@ -193,7 +197,10 @@ class EsperCLI(LightningCLI):
         try:
             self.trainer.fit(model, **given)
             if has_report_part(self.trainer, model):
-                self.trainer.test(model, datamodule=given.get("datamodule"), verbose=False)
+                with with_test_step(model):
+                    self.trainer.test(model, datamodule=given.get("datamodule"), verbose=False)
+            else:
+                report.samples += report_losses(self.trainer, model)
         finally:
             _close_loggers(self.trainer)
         return summarize(
@@ -207,7 +214,7 @@ class EsperCLI(LightningCLI):
 
 
 class ReportPart(Callback):
-    """Keeps what the test loop found: the loss of every sample where the module tells it, else the mean."""
+    """Keeps what was found on the report part: the loss of every sample where that is known, else the mean."""
 
     def __init__(self) -> None:
         """Nothing is measured yet."""

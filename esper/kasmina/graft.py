@@ -104,7 +104,7 @@ class Graft(nn.Module):
         The child is to blame only where every gradient that reached it was finite.
         """
         grads = [p.grad for p in self.child.parameters() if p.grad is not None]
-        if self.fault is None and self.sound and not all(_finite(grad) for grad in grads):
+        if self.fault is None and self.sound and not _all_finite(grads):
             self.fail(Fault.NOT_FINITE, "the child's backward pass gave its own weights a non-finite gradient")
         self.sound = None
         if self.fault is not None:
@@ -218,6 +218,11 @@ def _checked(result: object, part: Tensor) -> Tensor:
 
 def _finite(t: Tensor) -> bool:
     return bool(torch.isfinite(t).all())
+
+
+def _all_finite(tensors: list[Tensor]) -> bool:
+    """Ask the device once for all."""
+    return not tensors or bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all())
 
 
 def _flat(module: nn.Module) -> Tensor:

@@ -30,7 +30,7 @@ from esper.tamiyo.attachment import Attachment
 from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.controller import TamiyoController
 from esper.tamiyo.journal import Journal
-from esper.tolaria.checkpoint import describe, random_state, restore_random_state
+from esper.tolaria.checkpoint import describe, random_state, restore_random_state, verify
 from esper.tolaria.clipping import SeparateClipping
 from esper.tolaria.evidence import Evidence
 from esper.tolaria.optimizers import BirthWarmUp, sync_optimizer, take_children_out, verify_groups
@@ -85,6 +85,8 @@ class Tamiyo(Callback):
         decision_loader: Iterable[Any] | None = None,
     ) -> None:
         """Check the settings; nothing is attached before the trainer starts."""
+        if isinstance(settings, dict) and "policy" in settings:
+            raise ConfigError("give the policy as Tamiyo(policy=...), not inside `settings`.")
         self.config = TamiyoConfig.of(TamiyoConfig.of(settings).model_dump() | {"policy": policy})
         seeds = KasminaConfig.of(kasmina)
         if seeds_per_layer != 1:
@@ -139,8 +141,10 @@ class Tamiyo(Callback):
         self.controller.listeners += [listener for listener in (self.bus, self._write) if listener is not None]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Hide the children while `configure_optimizers` runs: their groups are added after it, in order."""
-        if trainer.state.fn is TrainerFn.FITTING and self._attachment is not None:
+        """Verify; hide the children while `configure_optimizers` runs: their groups are added after it, in order."""
+        resuming = trainer.state.fn is TrainerFn.FITTING
+        verify(checkpoint, resuming=resuming)
+        if resuming and self._attachment is not None:
             self._attachment.hide()
             self._saved_groups = checkpoint["optimizer_states"][0]["param_groups"]
 
@@ -152,7 +156,10 @@ class Tamiyo(Callback):
         attachment.bank.to(pl_module.device)
         self._journal = Journal(self.output_dir or trainer.log_dir or trainer.default_root_dir)
         total = trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            rank_zero_info(f"Esper: the run has no set length; fractions of it are taken of {_FALLBACK_STEPS} steps.")
         controller.total_steps = int(total) if math.isfinite(total) else _FALLBACK_STEPS
+        self._probed = False
         self._evidence = Evidence(
             trainer,
             pl_module,
@@ -161,6 +168,7 @@ class Tamiyo(Callback):
             samples=controller.config.decision_samples,
             confidence=controller.config.confidence,
         )
+        self._evidence.forward_samples = self._saved.get("decision_samples", 0)
         controller.evidence = self._evidence
         if not is_overridden("configure_gradient_clipping", pl_module):
             attachment.replace_clipping(SeparateClipping())
@@ -218,7 +226,7 @@ class Tamiyo(Callback):
         if not self._probed:
             self._probed = True
             _, controller = self._ready()
-            controller.prepare(controller.observe(self._moment(trainer)))
+            controller.prepare(self._moment(trainer))
 
     # --- boundary -----------------------------------------------------------------------------------------------
 
@@ -242,12 +250,13 @@ class Tamiyo(Callback):
         # Validation runs in inference mode; children made there could never be trained.
         with torch.inference_mode(False), torch.enable_grad():
             loss = self._decision_loss(trainer)
-            self._finish_probing(attachment)
+            self._finish_probing(trainer, final)
             packet = controller.observe(
                 self._moment(trainer),
                 train_loss=self._train_loss(),
                 validation_loss=loss,
-                metrics=finite_metrics(trainer),
+                # Without a report part of its own, what validation logs also covers the batches that only report.
+                metrics=finite_metrics(trainer) if has_report_part(trainer, trainer.lightning_module) else {},
             )
             controller.step(packet, final=final)
             self._sync(trainer)
@@ -262,7 +271,12 @@ class Tamiyo(Callback):
             return logged
         return None if controller.config.policy == "off" else self._evidence.loss()
 
-    def _finish_probing(self, attachment: Attachment) -> None:
+    def _finish_probing(self, trainer: Trainer, final: bool) -> None:
+        attachment, _ = self._ready()
+        measured = self._evidence is not None and self._evidence.forward_samples > 0
+        fired = any(layer.fired[False] for layer in attachment.bank.all_layers())
+        if not (fired or measured or (validates(trainer) and not final)):
+            return  # Nothing has run in evaluation: no site can be refused for not running there.
         for path, reason in attachment.finish_probing().items():
             rank_zero_info(f"Esper: {path!r} carries no seeds: {reason}.")
 
@@ -309,8 +323,8 @@ class Tamiyo(Callback):
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the readable topology; the weights' own copy of it travels in the state dict."""
-        checkpoint["esper"] = describe(self.bank)
+        """Add digests and the readable topology; the weights' own copy of it travels in the state dict."""
+        checkpoint["esper"] = describe(self.bank, checkpoint["state_dict"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data: the controller, the random state, the history."""
@@ -319,6 +333,7 @@ class Tamiyo(Callback):
         return {
             "controller": self.controller.state_dict(),
             "random": random_state(),
+            "decision_samples": self._evidence.forward_samples if self._evidence is not None else 0,
             "steps": self._stepper.state_dict() if self._stepper is not None else {},
             "history": [dict(entry) for entry in self.history],
             "loss": [self._loss_sum, self._loss_count, self._last_step],

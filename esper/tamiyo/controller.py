@@ -175,9 +175,9 @@ class TamiyoController:
         for offer in self.policy.foresee(self._observe(final)):
             self.store.prefetch(_request(offer))
 
-    def prepare(self, packet: SystemStatePacket) -> None:
+    def prepare(self, moment: Moment) -> None:
         """Start the kernels that the policy will need first; call it once the sites are known."""
-        self._packet = packet
+        self._packet = SystemStatePacket(run_id=moment.run_id, current_epoch=moment.epoch, global_step=moment.step)
         self._foresee(final=False)
 
     def refetch(self) -> None:

@@ -33,6 +33,8 @@ class TolariaConfig(Settings):
         warmup_steps: linear warm-up of the learning rate.
         decay: fraction of the run over which the rate decays at the end.
         floor: final rate as a fraction of the peak.
+        child_lr_scale: ratio of a child's learning rate to the host's.
+        child_warmup_steps: optimizer steps from birth to a child's full learning rate.
         precision: as in Lightning, e.g. `32-true` or `bf16-mixed`.
         accelerator: `auto`, `cpu` or `gpu`.
         seed: seed of the run; None leaves the random state alone.
@@ -51,6 +53,8 @@ class TolariaConfig(Settings):
     warmup_steps: int = Field(default=0, ge=0)
     decay: float = Field(default=0.3, ge=0, le=1)
     floor: float = Field(default=0.05, ge=0, le=1)
+    child_lr_scale: float = Field(default=1.0, gt=0)
+    child_warmup_steps: int = Field(default=0, ge=0)
     precision: str = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     seed: int | None = Field(default=0, ge=0)

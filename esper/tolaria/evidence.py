@@ -1,20 +1,22 @@
 """Evidence from the decision part: what does the loss become when a child is taken away?"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from statistics import NormalDist
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from esper.kasmina.bank import SeedBank
 from esper.leyline.errors import DataError
 from esper.leyline.ids import SeedId
 from esper.leyline.reports import Counterfactual
+from esper.tolaria.parts import FromLoader
+from esper.tolaria.snapshot import undisturbed
 
 
 def paired(without: Tensor, with_child: Tensor, confidence: float) -> Counterfactual:
@@ -45,15 +47,15 @@ def paired(without: Tensor, with_child: Tensor, confidence: float) -> Counterfac
 class Evidence:
     """Measures losses on fixed samples of one data part, with chosen children on and off.
 
-    The samples are read once, with the random state restored afterwards, so that taking evidence never changes the
-    training run.
+    The samples are read once. Random state and the module's own notes are restored afterwards, so that taking evidence
+    never changes the training run.
 
     Args:
         trainer: gives device and precision.
         module: the model being trained. If it has `decision_losses(batch) -> [B]`, that is used; otherwise each sample
             goes through `validation_step`, or `training_step` where that yields no loss.
         bank: seeds of the model.
-        batches: batches of the part.
+        batches: batches of the part, plain or with the index of their loader.
         samples: most samples.
         confidence: one-sided confidence of the interval.
     """
@@ -71,7 +73,7 @@ class Evidence:
         """Read nothing yet."""
         self.trainer, self.module, self.bank = trainer, module, bank
         self._batches, self.samples, self.confidence = batches, samples, confidence
-        self._units: list[Any] | None = None
+        self._units: list[FromLoader] | None = None
         self.forward_samples = 0
 
     def __call__(self, seed_ids: Sequence[str]) -> dict[str, Counterfactual]:
@@ -89,40 +91,58 @@ class Evidence:
 
     def losses(self) -> Tensor:
         """Return the loss of each sample, [n] float64 on the CPU."""
-        with _undisturbed(self.module), self.trainer.precision_plugin.val_step_context():
-            parts = [self._unit_losses(self._to_device(unit)) for unit in self._read()]
-        result = torch.cat(parts).double()[: self.samples]
+        units = self._read()
+        with undisturbed(self.module):
+            parts = [unit_losses(self.trainer, self.module, unit) for unit in units]
+        result = torch.cat(parts)[: self.samples]
         self.forward_samples += len(result)
         return result
 
-    def _unit_losses(self, unit: Any) -> Tensor:
-        own = getattr(self.module, "decision_losses", None)
-        if own is not None:
-            losses: Tensor = own(unit).detach().float().cpu().reshape(-1)
-            return losses
-        return step_loss(self.module, unit).detach().float().cpu().reshape(1)
-
-    def _to_device(self, unit: Any) -> Any:
-        return self.trainer.strategy.batch_to_device(self.trainer.precision_plugin.convert_input(unit))
-
-    def _read(self) -> list[Any]:
+    def _read(self) -> list[FromLoader]:
         if self._units is None:
-            with _undisturbed(self.module):
+            with undisturbed(self.module):
                 self._units = list(self._cut())
             if not self._units:
                 raise DataError("the decision part is empty; give the trainer a validation loader with samples.")
         return self._units
 
-    def _cut(self) -> Iterator[Any]:
-        whole = hasattr(self.module, "decision_losses")
+    def _cut(self) -> Iterator[FromLoader]:
         seen = 0
         for batch in self._batches():
-            pieces = [batch] if whole else split(batch)
-            for piece in islice(pieces, self.samples - seen if not whole else None):
-                yield piece
-                seen += batch_size(piece) if whole else 1
-            if seen >= self.samples:
-                return
+            for unit in units_of(self.module, batch):
+                yield unit
+                seen += batch_size(unit.batch) if _tells_samples(self.module) else 1
+                if seen >= self.samples:
+                    return
+
+
+def losses_of(trainer: Trainer, module: LightningModule, batches: Iterable[Any]) -> Tensor:
+    """Return the loss of every sample of some batches, [n] float64 on the CPU, read one batch at a time."""
+    with undisturbed(module):
+        units = (unit for batch in batches for unit in units_of(module, batch))
+        parts = [unit_losses(trainer, module, unit) for unit in units]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+
+def units_of(module: LightningModule, batch: Any) -> list[FromLoader]:
+    """Return a batch in the pieces that are measured: whole where the module tells each sample's loss, else cut."""
+    given = batch if isinstance(batch, FromLoader) else FromLoader(batch, 0)
+    pieces = [given.batch] if _tells_samples(module) else split(given.batch)
+    return [FromLoader(piece, given.dataloader_idx) for piece in pieces]
+
+
+def unit_losses(trainer: Trainer, module: LightningModule, unit: FromLoader) -> Tensor:
+    """Return the losses of a unit, [n] float64 on the CPU, in the trainer's precision and on its device."""
+    plugin = trainer.precision_plugin
+    batch = trainer.strategy.batch_to_device(plugin.convert_input(unit.batch), dataloader_idx=unit.dataloader_idx)
+    with plugin.val_step_context():
+        own = getattr(module, "decision_losses", None)
+        losses: Tensor = own(batch) if own is not None else step_loss(module, batch, unit.dataloader_idx)
+    return losses.detach().float().cpu().reshape(-1).double()
+
+
+def _tells_samples(module: LightningModule) -> bool:
+    return hasattr(module, "decision_losses")
 
 
 def batch_size(batch: Any) -> int:
@@ -140,21 +160,38 @@ def split(batch: Any) -> list[Any]:
     return [tree_unflatten([leaf[i : i + 1] for leaf in leaves], spec) for i in range(sizes.pop())]
 
 
-def step_loss(module: LightningModule, batch: Any) -> Tensor:
+def step_loss(module: LightningModule, batch: Any, dataloader_idx: int = 0) -> Tensor:
     """Return the loss of a batch by the module's own steps, with its logging silenced.
+
+    Args:
+        module: the model.
+        batch: what its steps take.
+        dataloader_idx: which of several validation loaders the batch comes from.
 
     Raises:
         DataError: neither `validation_step` nor `training_step` yields a loss.
     """
     with _silenced(module) as logged:
-        found = _as_loss(module.validation_step(batch, 0)) if _has_validation(module) else None
+        found = None
+        if _has_validation(module):
+            found = _as_loss(_step(module.validation_step, batch, dataloader_idx))
         if found is None:
             found = next((v for k, v in logged.items() if "loss" in k), None)
         if found is None:
-            found = _as_loss(module.training_step(batch, 0))
+            found = _as_loss(_step(module.training_step, batch, dataloader_idx))
     if found is None:
         raise DataError("no loss came back from validation_step or training_step; return it, or log it as '..loss..'.")
     return torch.as_tensor(found, dtype=torch.float32).mean()
+
+
+def _step(step: Callable[..., Any], batch: Any, dataloader_idx: int) -> Any:
+    """Call a step with the arguments that it takes, as Lightning's loops do."""
+    args = [batch]
+    if is_param_in_hook_signature(step, "batch_idx", min_args=2):
+        args.append(0)
+    if is_param_in_hook_signature(step, "dataloader_idx", min_args=3):
+        args.append(dataloader_idx)
+    return step(*args)
 
 
 def _has_validation(module: LightningModule) -> bool:
@@ -186,19 +223,6 @@ def _silenced(module: LightningModule) -> Iterator[dict[str, Any]]:
         for name in ("log", "log_dict"):
             del vars(module)[name]
         vars(module).update(own)
-
-
-@contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode without gradients, and leave modes and random state as they were."""
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with torch.random.fork_rng(), torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        for m, training in modes.items():
-            m.training = training
 
 
 @contextmanager

@@ -23,13 +23,30 @@ def make_host(description: dict[str, Any] | None) -> nn.Module:
     """Construct a described model.
 
     Raises:
-        CheckpointError: the folder describes no Esper model; nothing outside `esper.models` is ever imported.
+        CheckpointError: the folder describes no Esper model, or one that cannot be built; nothing outside
+            `esper.models` is ever imported.
     """
     if description is None:
         raise CheckpointError("the folder does not say how its host is built; pass `host=` a fresh module of it.")
-    module, _, name = str(description["class"]).rpartition(".")
+    try:
+        path, arguments = str(description["class"]), dict(description["arguments"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the folder's description of its host is damaged: {error!r}; pass `host=`.") from error
+    cls = _model_class(path)
+    try:
+        return cls(**arguments)
+    except Exception as error:  # a constructor may raise anything at all
+        raise CheckpointError(f"{path} cannot be built as it was saved: {error!r}; pass `host=`.") from error
+
+
+def _model_class(path: str) -> type[nn.Module]:
+    module, _, name = path.rpartition(".")
     if not f"{module}.".startswith(_ALLOWED):
-        raise CheckpointError(f"{description['class']} is not an Esper model and is not imported; pass `host=`.")
-    host = getattr(import_module(module), name)(**description["arguments"])
-    assert isinstance(host, nn.Module)
-    return host
+        raise CheckpointError(f"{path} is not an Esper model and is not imported; pass `host=`.")
+    try:
+        cls = getattr(import_module(module), name, None)
+    except ImportError:
+        cls = None
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module) and issubclass(cls, RememberedModule)):
+        raise CheckpointError(f"this release has no model {path}; pass `host=` a fresh module of it.")
+    return cls

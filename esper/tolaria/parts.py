@@ -1,26 +1,50 @@
-"""What a run's data and outputs are used for: which batches may decide, what its loss and metrics are."""
+"""What a run's data and outputs are used for: which batches may decide or report, what its loss and metrics are."""
 
 import math
 from collections.abc import Iterator
-from itertools import chain
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 
-def decision_batches(trainer: Trainer, module: LightningModule) -> Iterator[Any]:
+class FromLoader(NamedTuple):
+    """A batch of one of several loaders.
+
+    Args:
+        batch: the batch.
+        dataloader_idx: index of its loader, as a `validation_step` is told.
+    """
+
+    batch: Any
+    dataloader_idx: int
+
+
+def decision_batches(trainer: Trainer, module: LightningModule) -> Iterator[FromLoader]:
     """Yield the batches that may decide: all of validation, or the even ones where there is no test loader."""
-    loaders = trainer.val_dataloaders
-    several: list[Any] = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
-    batches = chain.from_iterable(several)
     if has_report_part(trainer, module):
-        yield from batches
-        return
+        return _validation_batches(trainer)
     rank_zero_warn("Esper: no test loader; even validation batches decide, odd ones report.")
-    yield from (batch for index, batch in enumerate(batches) if index % 2 == 0)
+    return islice(_validation_batches(trainer), 0, None, 2)
+
+
+def report_batches(trainer: Trainer, module: LightningModule) -> Iterator[FromLoader]:
+    """Yield the validation batches that report, and never decide: the odd ones where there is no test loader."""
+    if has_report_part(trainer, module):
+        return iter(())
+    return islice(_validation_batches(trainer), 1, None, 2)
+
+
+def _validation_batches(trainer: Trainer) -> Iterator[FromLoader]:
+    """Yield what the validation loop reads, one loader after the other."""
+    loaders, _ = tree_flatten(trainer.val_dataloaders)
+    for index, (loader, limit) in enumerate(zip(loaders, trainer.num_val_batches, strict=False)):
+        most = None if math.isinf(limit) else int(limit)
+        yield from (FromLoader(batch, index) for batch in islice(loader, most))
 
 
 def has_report_part(trainer: Trainer, module: LightningModule) -> bool:

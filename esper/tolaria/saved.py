@@ -24,11 +24,11 @@ from esper.blueprints import parse_ir
 from esper.kasmina.bank import TOPOLOGY_KEY
 from esper.kasmina.config import KasminaConfig
 from esper.kasmina.wrapper import MorphableModel
-from esper.leyline.errors import CheckpointError, ConfigError, OutputError
+from esper.leyline.errors import CheckpointError, ConfigError, EsperError, OutputError
 from esper.leyline.states import SeedState
 from esper.tolaria.factory import describe_factory, make_host
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_model(morphable: MorphableModel, path: str | Path) -> Path:
@@ -67,12 +67,18 @@ def _write(morphable: MorphableModel, folder: Path) -> None:
         "sites": [layer.path for layer in bank.all_layers()],
         "seeds": bank.topology(),
     }
-    _dump(folder / "topology.json", topology)
+    _dump(folder / "topology.json", topology | {"sha256": signature(topology)})
     _dump(folder / "lineage.json", lineage(morphable))
     (folder / "blueprints").mkdir()
     for record in bank.records.values():
         if record.ir:
             _dump(folder / "blueprints" / f"{parse_ir(record.ir).id}.json", record.ir)
+
+
+def signature(topology: dict[str, Any]) -> str:
+    """Return the SHA-256 of everything else in a `topology.json`, whatever its spacing and the order of its keys."""
+    plain = json.loads(json.dumps({name: value for name, value in topology.items() if name != "sha256"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _state(morphable: MorphableModel) -> dict[str, torch.Tensor]:
@@ -101,7 +107,7 @@ def lineage(morphable: MorphableModel) -> dict[str, Any]:
     """Return every fossil with its blueprint, kernel, price and the evidence on which it was kept."""
     bank = morphable.bank
     fossils = []
-    for seed in bank.grafted():
+    for seed, graft in bank.grafted().items():
         record = bank.records[seed]
         if record.state == SeedState.FOSSILIZED.value:
             fossils.append(
@@ -116,6 +122,7 @@ def lineage(morphable: MorphableModel) -> dict[str, Any]:
                     "group": record.group,
                     "stage_steps": record.stage_steps,
                     "pre_metric": record.pre_metric,
+                    "fault": graft.fault,
                     "counterfactual": _evidence(record.evidence),
                 }
             )
@@ -140,10 +147,14 @@ def load_model(path: str | Path, host: nn.Module | None = None) -> MorphableMode
     """
     folder = Path(path)
     topology = _read_topology(folder)
-    model = host if host is not None else make_host(topology["host"])
-    wrapped = _wrap(model, topology)
-    wrapped.bank.rebuild(topology["seeds"])
-    _fill(wrapped, folder / "weights.safetensors", topology["weights_sha256"])
+    try:
+        wrapped = _wrap(host if host is not None else make_host(topology["host"]), topology)
+        wrapped.bank.rebuild(topology["seeds"])
+        _fill(wrapped, folder / "weights.safetensors", topology["weights_sha256"])
+    except CheckpointError:
+        raise
+    except (EsperError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded into this host: {error}") from error
     return wrapped.eval()
 
 
@@ -152,10 +163,12 @@ def _read_topology(folder: Path) -> dict[str, Any]:
         topology = json.loads((folder / "topology.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} holds no topology.json; give a folder that save_model wrote.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'topology.json'} cannot be read: {error}") from error
     if not isinstance(topology, dict) or topology.get("format") != FORMAT:
         raise CheckpointError(f"{folder} has another format than {FORMAT}; save it again with this release.")
+    if topology.get("sha256") != signature(topology):
+        raise CheckpointError(f"{folder / 'topology.json'} is damaged: its content is not what was saved.")
     return topology
 
 

@@ -1,5 +1,6 @@
 """Train a wrapped model from Python: Lightning underneath, no Lightning code to write."""
 
+from statistics import fmean
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -11,8 +12,11 @@ from esper.kasmina.wrapper import MorphableModel
 from esper.leyline.errors import ConfigError
 from esper.tamiyo.callback import Tamiyo
 from esper.tamiyo.controller import TamiyoController
+from esper.tolaria.checkpoint import require_readable
 from esper.tolaria.config import TolariaConfig
 from esper.tolaria.module import TolariaModule
+from esper.tolaria.parts import has_report_part
+from esper.tolaria.report import report_losses
 from esper.tolaria.tasks import Task
 
 
@@ -53,10 +57,20 @@ class TolariaTrainer:
 
         Returns:
             The grown model, and one record per boundary; the last one also holds `report_loss`.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged, or holds weights only.
         """
+        require_readable(ckpt_path, resuming=True)
         if self.config.seed is not None:
             seed_everything(self.config.seed, verbose=False)
-        callback = Tamiyo(self.controller.config.policy, controller=self.controller, output_dir=self.config.output_dir)
+        callback = Tamiyo(
+            self.controller.config.policy,
+            controller=self.controller,
+            output_dir=self.config.output_dir,
+            child_lr_scale=self.config.child_lr_scale,
+            child_warmup_steps=self.config.child_warmup_steps,
+        )
         trainer = self._trainer(callback)
         module = TolariaModule(
             network=self.model,
@@ -67,11 +81,19 @@ class TolariaTrainer:
             floor=self.config.floor,
         )
         trainer.fit(module, datamodule=self.data, ckpt_path=ckpt_path)
-        found = trainer.test(module, datamodule=self.data, verbose=False)
+        found = self._measure(trainer, module)
         history = [dict(entry) for entry in callback.history]
-        if history and found:
-            history[-1] |= {name: float(value) for name, value in found[0].items()}
+        if history:
+            history[-1] |= found
         return self.model, history
+
+    def _measure(self, trainer: Trainer, module: TolariaModule) -> dict[str, float]:
+        """Return what the report part says: the test loader, or else the odd validation batches."""
+        if has_report_part(trainer, module):
+            found = trainer.test(module, datamodule=self.data, verbose=False)
+            return {name: float(value) for name, value in found[0].items()} if found else {}
+        losses = report_losses(trainer, module)
+        return {"report_loss": fmean(losses)} if losses else {}
 
     def _trainer(self, callback: Tamiyo) -> Trainer:
         config = self.config

@@ -11,6 +11,7 @@ from esper.kasmina.bank import SeedBank, graft_name, layer_name, parse_topology
 from esper.kasmina.config import KasminaConfig
 from esper.kasmina.wrapper import wrap
 from esper.leyline.errors import CheckpointError, EsperError, NoSuchSeed
+from esper.leyline.events import Fault
 from esper.leyline.ids import SeedId
 from esper.models import ByteLM
 from tests.kasmina.conftest import C, Rig, S, batch, mlp, same_bits, wake
@@ -120,6 +121,32 @@ def _without(name):
     return lambda topology: [{k: v for k, v in entry.items() if k != name} for entry in topology]
 
 
+def test_a_fault_outlives_save_and_load():
+    rig = grown()
+    seed = next(iter(rig.bank.grafted()))
+    broken = rig.bank.graft(seed)
+    broken.fail(Fault.NOT_FINITE, "it returned NaN")
+    broken.fault_reported = True
+    rig.bank.layer(seed.layer).refresh()
+    fresh = wrap(mlp(1))
+    fresh.load_state_dict(rig.model.state_dict())
+    loaded = fresh.bank.graft(seed)
+    assert (loaded.fault, loaded.fault_kind, loaded.fault_reported) == ("it returned NaN", "NOT_FINITE", True)
+    assert loaded not in fresh.bank.layer(seed.layer).live
+    assert same_bits(fresh(batch()), rig.model(batch()))
+    assert "bypassed: it returned NaN" in fresh.growth_report()
+
+
+def test_a_topology_from_before_faults_were_kept_still_loads():
+    def strip(topology):
+        return [{k: v for k, v in entry.items() if not k.startswith("fault")} for entry in topology]
+
+    fresh = wrap(mlp(1))
+    fresh.load_state_dict(_broken(strip))
+    assert fresh.bank.topology() == grown().bank.topology()
+    assert "bypassed" not in fresh.growth_report()
+
+
 BROKEN = {
     "no JSON": lambda _: b"\xff\x00",
     "cut short": lambda topology: json.dumps(topology).encode()[:-9],
@@ -135,6 +162,7 @@ BROKEN = {
     "a broken blueprint": _set(3, ir={"name": "BP-EVIL"}),
     "a shape that does not fit": _set(3, site={"layout": "bchw", "d_in": 0, "d_out": 0, "tokens": 1, "kind": "block"}),
     "facts of the wrong length": _set(1, facts=[1, 2]),
+    "an unknown fault": _set(1, fault="it is odd", fault_kind="ODD"),
 }
 
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from esper.kasmina.graft import Graft
+from esper.leyline.events import Fault
 from esper.leyline.ids import SeedId
 from esper.models import ByteLM
-from tests.kasmina.conftest import Rig, S, batch, compare_with_bare, mlp, same_bits, wake
+from tests.kasmina.conftest import InstantStore, Rig, S, batch, compare_with_bare, mlp, same_bits, wake
 
 SERIAL = ("BP-MLP-GELU", "BP-MLP-SWIGLU", "BP-NORM-RMS", "BP-PROJ-IA3", "BP-EXPERT-MLP")
 PARALLEL = ("BP-WIDEN", "BP-PROJ-LORA")
@@ -259,3 +260,71 @@ def test_drift_is_relative_to_the_remembered_weights():
     assert graft.drift(site) == pytest.approx(0.1, rel=1e-4)
     graft.remember_host(nn.ReLU())
     assert graft.drift(nn.ReLU()) == 0.0
+
+
+# --- gradients that are not finite ---------------------------------------------------------------------------------
+
+
+class Spoil(torch.autograd.Function):
+    """The identity, with a gradient that is not finite."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full_like(grad, float("nan"))
+
+
+class Spoiled(nn.Module):
+    """A child whose backward pass goes wrong before or behind its only weight."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.gain = where, nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return self.gain * Spoil.apply(x) if self.where == "input" else Spoil.apply(self.gain * x)
+
+
+def spoiled(where, stage=S.GRAFTING):
+    store = InstantStore({"BP-NORM-RMS": lambda seed: Spoiled(where)})
+    rig = Rig(mlp(), batch(), store=store)
+    return rig, rig.grow("2#0.0", stage, blueprint="BP-NORM-RMS", alpha=0.5)
+
+
+@pytest.mark.parametrize("where", ["input", "output"])
+def test_a_gradient_that_is_not_finite_never_reaches_the_host(where):
+    rig, graft = spoiled(where)
+    rig.forward_backward()
+    rig.stepper.observe_gradients()
+    assert graft.fault_kind == Fault.NOT_FINITE.value
+    assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in rig.model.host[0].parameters())
+    assert graft.child.gain.grad is None
+    compare_with_bare(rig, mlp(), batch())
+    assert rig.bank.layer("2").live == ()
+
+
+def test_a_shadow_whose_gradient_is_not_finite_keeps_its_weights():
+    rig, graft = spoiled("output", S.TRAINING)
+    compare_with_bare(rig, mlp(), batch())
+    rig.stepper.observe_gradients()
+    assert graft.fault_kind == Fault.NOT_FINITE.value
+    assert graft.child.gain.grad is None
+
+
+def test_a_child_is_not_blamed_for_the_gradient_it_was_given(rig):
+    graft = wake(rig.grow("2#0.0", S.GRAFTING, alpha=0.5))
+    (rig.model(batch()).sum() * float("nan")).backward()
+    rig.stepper.observe_gradients()
+    assert graft.fault is None
+    assert graft.sound is None
+
+
+def test_an_overflow_under_a_loss_scaler_is_nobodys_fault():
+    rig, graft = spoiled("output")
+    with torch.autocast("cpu", dtype=torch.float16):
+        rig.forward_backward()
+    rig.stepper.observe_gradients()
+    assert graft.fault is None

@@ -135,7 +135,9 @@ def test_a_demo_module_of_lightning_grows_unmodified(tmp_path: Path, monkeypatch
     settings = planting(at=8, blueprint="BP-MLP-GELU", site="model.transformer.encoder.layers.0.linear2", params=900)
     callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=settings, decision_loader=decision)
     trainer(tmp_path, callback, epochs=6).fit(module, DataLoader(Text(), batch_size=8))
-    assert callback.controller.reports
+    (report,) = callback.controller.reports
+    assert report.counterfactual is not None
+    assert report.reason.value in ("GATE_PASSED", "GATE_FAILED")
 
 
 def test_without_validation_batches_growth_is_refused(tmp_path: Path) -> None:
@@ -159,16 +161,22 @@ def test_manual_optimization_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, esper.Tamiyo()).fit(module, datamodule=digits())
 
 
+def test_the_policy_is_given_once() -> None:
+    with pytest.raises(ConfigError, match="Tamiyo\\(policy=...\\)"):
+        esper.Tamiyo(settings={"policy": "off"})
+
+
 def test_an_unknown_policy_names_what_is_allowed() -> None:
     with pytest.raises(ConfigError, match="heuristic"):
         esper.Tamiyo("heuristics")
 
 
-def test_a_boring_model_without_anything_to_gain_is_left_alone(tmp_path: Path) -> None:
+def test_a_model_too_small_for_the_menu_is_left_alone_and_told_so(tmp_path: Path) -> None:
     callback = esper.Tamiyo()
     quiet = Trainer(
         callbacks=[callback], max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu", num_sanity_val_steps=0,
     )  # fmt: skip
     quiet.fit(BoringModel())
-    assert all(state in ("FOSSILIZED", "CULLED") for state in states(callback))
+    assert states(callback) == []
+    assert callback.controller.explanations == ["no blueprint of the menu fits within the budget"]

@@ -34,7 +34,7 @@ def walk(model: esper.MorphableModel, controller: esper.TamiyoController, gain: 
     controller.evidence = lambda names: dict.fromkeys(names, found)
     heard: list[Message] = []
     controller.listeners.append(heard.append)
-    controller.prepare(controller.observe(Moment("run", 0, 1)))
+    controller.prepare(Moment("run", 0, 1))
     controller.store.close()  # waits for what was foreseen
     for step in range(1, 6):
         controller.step(controller.observe(Moment("run", 0, step), validation_loss=1.0))
@@ -56,7 +56,7 @@ def test_a_life_cycle_ends_by_its_evidence(gain: float, end: str) -> None:
 
 def test_the_signal_says_when_the_optimizer_must_change() -> None:
     model, controller = controlled()
-    controller.prepare(controller.observe(Moment("run", 0, 0)))
+    controller.prepare(Moment("run", 0, 0))
     controller.store.close()
     quiet, none = controller.step(controller.observe(Moment("run", 0, 0)))
     grown, commands = controller.step(controller.observe(Moment("run", 0, 1)))

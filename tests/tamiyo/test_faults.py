@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any, final
 
@@ -16,6 +17,18 @@ from esper.leyline.errors import KernelError
 from tests.helpers import QUICK, Plain, digits, planting, trainer
 
 
+class Spoil(torch.autograd.Function):
+    """The identity, with a gradient that is not a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.full_like(grad, math.nan)
+
+
 class Failing(nn.Module):
     """A child that behaves for a while."""
 
@@ -25,9 +38,13 @@ class Failing(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         self.calls += 1
+        if self.how == "gradient to the host" and self.calls > self.after:
+            return self.child(Spoil.apply(x))
         result: Tensor = self.child(x)
         if self.calls <= self.after:
             return result
+        if self.how == "gradient":
+            return Spoil.apply(result)
         if self.how == "raises":
             raise RuntimeError("the kernel is broken")
         return {"nan": result * math.nan, "shape": result[..., :-1], "type": None}[self.how]
@@ -62,10 +79,10 @@ class FailingStore(KernelStore):
 
 
 KINDS = {"raises": "RAISED", "nan": "NOT_FINITE", "shape": "WRONG_SHAPE", "type": "WRONG_SHAPE"}
+GRADIENTS = {"gradient": "NOT_FINITE", "gradient to the host": "NOT_FINITE"}
 
 
-@pytest.mark.parametrize("how", KINDS)
-@pytest.mark.parametrize("after", [0, 7])
+@pytest.mark.parametrize(("how", "after"), [*product(KINDS, (0, 7)), *product(GRADIENTS, (7,)), ("gradient", 0)])
 def test_the_run_goes_on_and_the_seed_is_culled(tmp_path: Path, how: str, after: int) -> None:
     store = FailingStore(how, after)
     callback = esper.Tamiyo(
@@ -77,7 +94,7 @@ def test_the_run_goes_on_and_the_seed_is_culled(tmp_path: Path, how: str, after:
     assert all(math.isfinite(loss) for loss in module.train_losses)
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     faults = [e["fault"] for e in events if e["type"] == "GraftFaulted"]
-    assert faults == [KINDS[how]]
+    assert faults == [(KINDS | GRADIENTS)[how]]
     (report,) = callback.controller.reports
     assert (report.outcome.value, report.reason.value) == ("CULLED", "RUNTIME_ERROR")
     assert [v.state.value for v in callback.morphable.seeds if v.blueprint] == ["CULLED"]  # under embargo

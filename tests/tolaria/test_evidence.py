@@ -1,20 +1,28 @@
 """The paired counterfactual, and that taking it changes nothing."""
 
 import math
+import random
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 import esper
 from esper.leyline.errors import DataError
-from esper.tolaria.evidence import batch_size, paired, split, step_loss
+from esper.tolaria.evidence import batch_size, losses_of, paired, split, step_loss
+from esper.tolaria.parts import FromLoader
+from esper.tolaria.snapshot import undisturbed
 from tests.helpers import QUICK, Plain, digits, grow, planting, trainer
 
 FLOATS = st.floats(-100, 100)
@@ -130,6 +138,129 @@ def test_without_a_report_part_odd_validation_batches_never_decide(tmp_path: Pat
     allowed = {tuple(row.tolist()) for index in range(0, 8, 2) for row in x[8 * index : 8 * index + 8]}
     assert seen
     assert all(tuple(row.reshape(-1).tolist()) in allowed for row in seen)
+
+
+class Keeps(Plain):
+    """Keeps notes in every place a user may choose, and draws from every generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.losses, self.by_name = 0, [], {"val": [], "sum": torch.zeros(1)}
+        self.seen, self.last, self.counts = set(), deque(maxlen=3), defaultdict(int)
+        self.register_buffer("total", torch.zeros(1))
+        self.accuracy = MulticlassAccuracy(10)
+        self.several = MetricCollection([MulticlassAccuracy(10, average="micro"), MulticlassAUROC(10)])
+        self.epochs: list[dict[str, float]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * (1 + random.random() + float(np.random.rand()))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        logits = self.net(x)
+        loss = F.cross_entropy(logits, y) + random.random() + float(np.random.rand()) + float(torch.rand(()))
+        self.steps += 1
+        self.losses.append(float(loss))
+        self.by_name["val"].append(float(loss))
+        self.by_name["sum"] += loss
+        self.total += loss
+        self.seen.add(self.steps)
+        self.last.append(self.steps)
+        self.counts[batch_size(batch)] += 1
+        self.late = float(loss)
+        self.accuracy.update(logits.softmax(-1), y)
+        self.several.update(logits.softmax(-1), y)
+        self.log("own_accuracy", self.accuracy)
+        self.log_dict(self.several)
+        self.log("val_loss", loss)
+
+    def on_validation_epoch_end(self) -> None:
+        self.epochs.append({"loss": sum(self.losses) / len(self.losses), "n": float(self.steps)})
+
+    def notes(self) -> dict[str, Any]:
+        plain = (self.steps, self.losses, self.by_name["val"], self.seen, list(self.last), dict(self.counts))
+        tensors = (self.by_name["sum"].item(), self.total.item())
+        return {"plain": plain, "tensors": tensors, "late": self.late, "train": self.train_losses, "mean": self.epochs}
+
+
+class Augmented(TensorDataset):
+    """Data whose reading draws from numpy and python."""
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x + random.random() + float(np.random.rand()), y
+
+
+def keep_notes(tmp_path: Path, policy: str) -> tuple[Keeps, dict[str, Any], float]:
+    """Train with a policy that never plants; return module, metrics of the last validation and samples measured."""
+    x, y = torch.rand(96, 64, generator=torch.Generator().manual_seed(1)), torch.arange(96) % 10
+    settings = planting(at=10**6) | {"decision_samples": 16}
+    callback = esper.Tamiyo(policy, kasmina=QUICK, settings=settings, targets=["net.*"], output_dir=str(tmp_path))
+    module = Keeps()
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(0)
+    fit = trainer(tmp_path, callback, epochs=3, log_every_n_steps=1)
+    fit.fit(
+        module, DataLoader(Augmented(x, y), batch_size=16, shuffle=True), DataLoader(Augmented(x, y), batch_size=16)
+    )
+    metrics = {name: float(value) for name, value in fit.callback_metrics.items()}
+    return module, metrics, callback.history[-1]["decision_samples"]
+
+
+@pytest.mark.filterwarnings("ignore:Esper. no test loader")
+@pytest.mark.filterwarnings("ignore:No positive samples", "ignore:No negative samples")
+def test_a_run_is_the_same_whether_or_not_evidence_is_taken(tmp_path: Path) -> None:
+    with_evidence, metrics, measured = keep_notes(tmp_path / "a", "schedule")
+    without, plain_metrics, none = keep_notes(tmp_path / "b", "off")
+    assert measured > 0 == none
+    assert "own_accuracy" in metrics and "MulticlassAUROC" in metrics
+    assert metrics == plain_metrics
+    assert with_evidence.notes() == without.notes()
+
+
+def test_containers_keep_their_identity_and_metrics_their_state() -> None:
+    module = Keeps()
+    module.accuracy.update(torch.eye(10), torch.arange(10))
+    notes, state = module.by_name["val"], module.accuracy.tp
+    with pytest.raises(RuntimeError), undisturbed(module):
+        notes.append(1.0)
+        module.accuracy.update(torch.eye(10), torch.zeros(10, dtype=torch.long))
+        module.extra = 1
+        raise RuntimeError
+    assert module.by_name["val"] is notes == []
+    assert module.accuracy.tp is state
+    assert float(module.accuracy.compute()) == pytest.approx(1)
+    assert not hasattr(module, "extra")
+
+
+class Indexed(Plain):
+    """Tells its loaders apart."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> Tensor:  # type: ignore[override]
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("val_loss", loss)
+        return 100.0 * dataloader_idx + 0 * loss
+
+
+@pytest.mark.filterwarnings("ignore:Esper. no test loader")
+def test_several_validation_loaders_keep_their_index(tmp_path: Path) -> None:
+    x, y = torch.rand(16, 64), torch.arange(16) % 10
+    callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=planting(at=10**6), targets=["net.*"])
+    fit, loader = trainer(tmp_path, callback, epochs=1, log_every_n_steps=1), DataLoader(TensorDataset(x, y), 4)
+    module = Indexed()
+    fit.fit(module, loader, [loader, loader])
+    evidence = callback._evidence
+    assert evidence is not None
+    assert evidence.losses().tolist() == [0.0] * 8 + [100.0] * 8
+    assert losses_of(fit, module, [FromLoader([x[:2], y[:2]], 1)]).tolist() == [100.0, 100.0]
+
+
+def test_steps_may_leave_out_the_index_of_the_batch() -> None:
+    class Short(LightningModule):
+        def validation_step(self, batch: Any) -> Tensor:
+            return torch.tensor(2.0)
+
+    assert step_loss(Short(), None) == 2.0
 
 
 def test_modules_keep_their_type() -> None:

@@ -1,10 +1,12 @@
 """A grown model saved, and loaded in a process that never saw it grow."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from torch import nn
 import esper
 from esper.data import Digits
 from esper.leyline.errors import CheckpointError, ConfigError, OutputError
+from esper.leyline.events import Fault
 from esper.models import MLP
+from esper.tolaria.saved import signature
 from tests.helpers import QUICK, planting
 
 
@@ -104,9 +108,69 @@ def test_only_esper_models_are_rebuilt_by_name(grown: esper.MorphableModel, tmp_
     path = esper.save_model(grown, tmp_path / "model")
     topology = json.loads((path / "topology.json").read_text())
     topology["host"] = {"class": "os.system", "arguments": {"command": "true"}}
-    (path / "topology.json").write_text(json.dumps(topology))
+    rewrite(path, topology)
     with pytest.raises(CheckpointError, match="not imported"):
         esper.load_model(path)
+
+
+def rewrite(path: Path, topology: dict[str, Any]) -> None:
+    """Write a topology whose own digest is right, as a bug or a forger might."""
+    (path / "topology.json").write_text(json.dumps(topology | {"sha256": signature(topology)}))
+
+
+def test_a_changed_alpha_is_found(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    file = esper.save_model(grown, tmp_path / "model") / "topology.json"
+    topology = json.loads(file.read_text())
+    file.write_text(json.dumps(topology))  # other spacing, same content
+    esper.load_model(file.parent)
+    topology["seeds"][0]["alpha"] = 0.5
+    file.write_text(json.dumps(topology))
+    with pytest.raises(CheckpointError, match="not what was saved"):
+        esper.load_model(file.parent)
+
+
+MLP_CLASS = "esper.models.mlp.MLP"
+WRONG: dict[str, dict[str, Any]] = {
+    "no sites": {"sites": None},
+    "sites of another type": {"sites": [[1]]},
+    "seeds of another type": {"seeds": 3},
+    "seeds without fields": {"seeds": [{}]},
+    "settings of another type": {"kasmina": 3},
+    "unknown settings": {"kasmina": {"color": "red"}},
+    "no digest of the weights": {"weights_sha256": None},
+    "a host without arguments": {"host": {"class": MLP_CLASS}},
+    "a host that is a list": {"host": [MLP_CLASS]},
+    "a host with other arguments": {"host": {"class": MLP_CLASS, "arguments": {"depth": 3}}},
+    "a host with impossible arguments": {"host": {"class": MLP_CLASS, "arguments": {"widths": ["a", None]}}},
+    "a host of no known class": {"host": {"class": "esper.models.mlp.Nothing", "arguments": {}}},
+    "a host of no known module": {"host": {"class": "esper.models.nothing.MLP", "arguments": {}}},
+    "a host that is no model": {"host": {"class": "esper.models.mlp.Tensor", "arguments": {}}},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_topology_that_makes_no_sense_gives_one_kind_of_error(
+    what: str, grown: esper.MorphableModel, tmp_path: Path
+) -> None:
+    path = esper.save_model(grown, tmp_path / "model")
+    topology = json.loads((path / "topology.json").read_text())
+    for changed in (topology | WRONG[what], {k: v for k, v in topology.items() if k not in WRONG[what]}):
+        rewrite(path, changed)
+        with pytest.raises(CheckpointError):
+            esper.load_model(path)
+
+
+def test_a_fossil_that_was_bypassed_stays_so(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    broken = copy.deepcopy(grown)
+    (seed,) = broken.bank.grafted()
+    graft = broken.bank.graft(seed)
+    assert graft is not None
+    graft.fail(Fault.RAISED, "it raised")
+    path = esper.save_model(broken, tmp_path / "model")
+    assert json.loads((path / "lineage.json").read_text())["fossils"][0]["fault"] == "it raised"
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(esper.load_model(path)(x), broken(x))
+    assert not torch.equal(broken(x), grown(x))
 
 
 def test_what_cannot_be_saved_says_so(grown: esper.MorphableModel, tmp_path: Path) -> None:
