@@ -19,6 +19,7 @@ _LOGGERS: Final = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.pytorch.trainer.connectors.logger_connector.logger_connector",
 )
+_SPEAKERS: Final = ("lightning", "lightning.pytorch", "lightning.fabric")
 _WARNINGS: Final = (
     # Lightning uses a class of torch that torch has deprecated.
     r".*LeafSpec.*is deprecated",
@@ -43,5 +44,10 @@ def quiet() -> None:
         logger = logging.getLogger(name)
         if _not_chatter not in logger.filters:
             logger.addFilter(_not_chatter)
+    if logging.getLogger().handlers:
+        # Someone else, Hydra say, prints what reaches the root; Lightning's own handlers would say it twice.
+        for name in _SPEAKERS:
+            logging.getLogger(name).handlers.clear()
+            logging.getLogger(name).propagate = True
     for pattern in _WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
