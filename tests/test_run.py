@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.demos.boring_classes import BoringModel
 
+import esper
 from esper.leyline.errors import ConfigError, OutputError
 from esper.run import CONFIG_FILE, EsperCLI, run, twin_of
 
@@ -31,7 +33,7 @@ def digits(folder: Path, **trainer: Any) -> dict[str, Any]:
         },
         "data": {"class_path": "esper.data.Digits"},
         "tamiyo": {
-            "targets": ["*.layers.2"],
+            "targets": ["layers.2"],
             "kasmina": {"ramp_steps": 5, "stabilization_steps": 10},
             "settings": {"start": 18, "budget": 600, "proxy": 120, "menu": ["BP-MLP-GELU", "BP-WIDEN"]},
         },
@@ -157,3 +159,10 @@ def test_hydra_names_the_near_miss(override: str, expected: str, tmp_path: Path)
     done = train(tmp_path, override)
     assert done.returncode == 2
     assert expected in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_a_run_saved_loads_without_its_training_code(tmp_path: Path) -> None:
+    run(digits(tmp_path))
+    loaded = esper.load_model(tmp_path / "model")
+    assert type(loaded.host).__name__ == "MLP"
+    assert loaded(torch.zeros(2, 64)).shape == (2, 10)

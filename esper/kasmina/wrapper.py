@@ -116,7 +116,7 @@ class MorphableModel(nn.Module):
         """Return what has grown, as text."""
         counts = Counter(view.state.value for view in self.seeds)
         added = self.bank.added_parameters()
-        host = sum(p.numel() for p in self.host.parameters()) - self._shared_parameters()
+        host = self.host_parameters()
         lines = [
             f"{len(list(self.bank.all_layers()))} sites, {len(self.bank.rows)} seeds: "
             + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())),
@@ -135,10 +135,10 @@ class MorphableModel(nn.Module):
         graft = self.bank.graft(SeedId.parse(seed_id))
         return f"  bypassed: {graft.fault}" if graft is not None and graft.fault is not None else ""
 
-    def _shared_parameters(self) -> int:
-        """Parameters of the bank when it also hangs in the host (a LightningModule)."""
-        inside = any(module is self.bank for module in self.host.modules())
-        return sum(p.numel() for p in self.bank.parameters()) if inside else 0
+    def host_parameters(self) -> int:
+        """Return the number of parameters of the host alone, also where its seeds hang inside it."""
+        grown = {id(p) for p in self.bank.parameters()}
+        return sum(p.numel() for p in self.host.parameters() if id(p) not in grown)
 
     @classmethod
     def around(cls, host: nn.Module, config: KasminaConfig, targets: Targets = None) -> Self:

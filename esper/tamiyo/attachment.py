@@ -9,6 +9,7 @@ from esper.kasmina.bank import SeedBank
 from esper.kasmina.config import KasminaConfig
 from esper.kasmina.sites import Targets
 from esper.kasmina.wrapper import MorphableModel
+from esper.tolaria.module import TolariaModule
 
 BANK_NAME = "esper"
 _CLIPPING = "configure_gradient_clipping"
@@ -32,15 +33,20 @@ class Attachment:
 
     @classmethod
     def find_or_make(cls, module: LightningModule, config: KasminaConfig, targets: Targets) -> "Attachment":
-        """Use the seeds of a model wrapped by hand inside the module, or attach new ones to the module itself."""
+        """Use the seeds of a model wrapped by hand inside the module, or attach new ones.
+
+        The host is the whole module, or the network inside a `TolariaModule`: the grown network is then saved without
+        its training code.
+        """
         for parent in module.modules():
             if isinstance(parent, MorphableModel):
                 return cls(module, parent, parent, "bank")
+        host = module.network if isinstance(module, TolariaModule) else module
         bank = getattr(module, BANK_NAME, None)
         if not isinstance(bank, SeedBank):
-            bank = SeedBank(module, config, targets)
+            bank = SeedBank(host, config, targets)
             module.add_module(BANK_NAME, bank)
-        return cls(module, MorphableModel(module, bank), module, BANK_NAME)
+        return cls(module, MorphableModel(host, bank), module, BANK_NAME)
 
     def hide(self) -> None:
         """Take the bank out of the module tree, so that `parameters()` shows the host alone; hooks keep working."""

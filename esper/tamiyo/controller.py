@@ -69,7 +69,7 @@ class TamiyoController:
         self.store = store if store is not None else LibraryKernelStore()
         self.writer = SeedWriter(self.bank, self.store, self._emit)
         self.evidence, self.total_steps = evidence, total_steps
-        self.host_params = sum(p.numel() for p in morphable.host.parameters()) - self.bank.added_parameters()
+        self.host_params = morphable.host_parameters()
         self.run_id = new_id()
         self.paused = False
         self.reports: list[FieldReport] = []
