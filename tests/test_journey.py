@@ -51,7 +51,7 @@ def test_load_wrap_control_train_save(tmp_path: Path) -> None:
 
 def test_a_germination_asked_for_by_hand_walks_the_same_gates(tmp_path: Path) -> None:
     morphable = esper.wrap(network(), {"ramp_steps": 5, "stabilization_steps": 10}, targets=["1"])
-    controller = esper.TamiyoController(morphable, {"policy": "schedule", "decision_samples": 64})
+    controller = esper.TamiyoController(morphable, {"policy": "off", "decision_samples": 64})
     morphable.request_germination("1#0.0", "BP-MLP-GELU", "drift_controlled")
     config = {
         "data": {"class_path": "esper.data.Digits", "init_args": {"train": 640}},
