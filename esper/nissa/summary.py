@@ -198,6 +198,8 @@ def _alone(run: RunResult) -> str:
     tried = f"{len(run.grafts)} adaptation{'' if len(run.grafts) == 1 else 's'} tried"
     if not run.grafts:
         return "Nothing was tried, so there is nothing to judge."
+    if not kept and all(line.gain is None for line in run.grafts):
+        return f"Nothing was kept of {tried}: the run ended before any could be measured."
     if not kept:
         return f"Nothing was kept of {tried}: none earned its price on the decision part."
     return (

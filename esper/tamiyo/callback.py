@@ -4,6 +4,7 @@ Each hook is thin: it observes, lets the controller decide, and lets the one wri
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
@@ -105,6 +106,7 @@ class Tamiyo(Callback):
         self._saved_groups: list[dict[str, Any]] | None = None
         self._loss_sum, self._loss_count, self._last_step = 0.0, 0, -1
         self._probed = False
+        self._measured: list[SeedId] = []
 
     @property
     def morphable(self) -> MorphableModel:
@@ -250,6 +252,7 @@ class Tamiyo(Callback):
         # Validation runs in inference mode; children made there could never be trained.
         with torch.inference_mode(False), torch.enable_grad():
             loss = self._decision_loss(trainer)
+            self._measured = self._measured if final else list(self.bank.grafted())
             self._finish_probing(trainer, final)
             packet = controller.observe(
                 self._moment(trainer),
@@ -260,7 +263,11 @@ class Tamiyo(Callback):
             )
             controller.step(packet, final=final)
             self._sync(trainer)
+            if final and loss is not None and self._measured != list(self.bank.grafted()):
+                loss = self._loss_of_what_stays(trainer)
         self._record(trainer, loss)
+        if final:
+            rank_zero_info(f"Esper: {controller.summary()}")
 
     def _decision_loss(self, trainer: Trainer) -> float | None:
         """Return the loss on the decision part: the validation loop's own where all of validation may decide."""
@@ -270,6 +277,15 @@ class Tamiyo(Callback):
         if logged is not None and has_report_part(trainer, trainer.lightning_module):
             return logged
         return None if controller.config.policy == "off" else self._evidence.loss()
+
+    def _loss_of_what_stays(self, trainer: Trainer) -> float:
+        """Measure anew: what was logged is older than the last removals. On the same samples as all losses before."""
+        assert self._evidence is not None
+        module = trainer.lightning_module
+        if "val_loss" not in finite_metrics(trainer) or not has_report_part(trainer, module):
+            return self._evidence.loss()
+        batches = lambda: iter(self.decision_loader or decision_batches(trainer, module))  # noqa: E731
+        return Evidence(trainer, module, self.bank, batches, samples=sys.maxsize, confidence=0.95).loss()
 
     def _finish_probing(self, trainer: Trainer, final: bool) -> None:
         attachment, _ = self._ready()

@@ -255,6 +255,15 @@ class TamiyoController:
             group=record.group,
         )
 
+    def summary(self) -> str:
+        """Return in one sentence what growth came to so far."""
+        kept = [r for r in self.reports if r.outcome is SeedState.FOSSILIZED]
+        if not kept:
+            return f"kept none of {len(self.reports)} adaptations tried; the model is as it was."
+        names = ", ".join(f"{r.blueprint_id} at {r.seed_id}" for r in kept)
+        added = f"{self.bank.added_parameters():,} parameters"
+        return f"kept {len(kept)} of {len(self.reports)} adaptations tried ({names}), {added} more."
+
     def _tell(self, message: Message) -> None:
         for listener in self.listeners:
             listener(message)

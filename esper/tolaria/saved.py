@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from esper.blueprints import parse_ir
-from esper.kasmina.bank import TOPOLOGY_KEY
+from esper.kasmina.bank import TOPOLOGY_KEY, SeedBank
 from esper.kasmina.config import KasminaConfig
 from esper.kasmina.wrapper import MorphableModel
 from esper.leyline.errors import CheckpointError, ConfigError, EsperError, OutputError
@@ -31,18 +31,18 @@ from esper.tolaria.factory import describe_factory, make_host
 FORMAT = 2
 
 
-def save_model(morphable: MorphableModel, path: str | Path) -> Path:
+def save_model(morphable: nn.Module, path: str | Path) -> Path:
     """Write a grown model to a folder; an existing one is replaced as a whole.
 
     Args:
-        morphable: the wrapped model.
+        morphable: the wrapped model, or a module that grew with the `Tamiyo` callback.
         path: the folder.
 
     Raises:
+        ConfigError: the model carries no seeds.
         OutputError: the folder cannot be written.
     """
-    if not isinstance(morphable, MorphableModel):
-        raise ConfigError(f"save_model takes a MorphableModel, not {type(morphable).__name__}; wrap it first.")
+    morphable = _with_seeds(morphable)
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,20 @@ def save_model(morphable: MorphableModel, path: str | Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot save to {target}: {error}; choose a writable folder.") from error
     return target
+
+
+def _with_seeds(model: nn.Module) -> MorphableModel:
+    """Return the wrapped model that `model` is, holds, or became by growing inside a trainer."""
+    wrapped = next((m for m in model.modules() if isinstance(m, MorphableModel)), None)
+    bank = next((m for m in model.modules() if isinstance(m, SeedBank)), None)
+    if wrapped is not None:
+        return wrapped
+    if bank is None:
+        name = type(model).__name__
+        raise ConfigError(f"{name} carries no seeds; wrap it with esper.wrap, or train it with esper.Tamiyo, first.")
+    layer = next(bank.all_layers())
+    host = next(m for m in model.modules() if dict(m.named_modules()).get(layer.path) is layer.site)
+    return MorphableModel(host, bank)
 
 
 def _write(morphable: MorphableModel, folder: Path) -> None:
@@ -159,6 +173,11 @@ def load_model(path: str | Path, host: nn.Module | None = None) -> MorphableMode
 
 
 def _read_topology(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder} is a file; load_model reads folders that save_model wrote. A Lightning checkpoint resumes with "
+            "Trainer(callbacks=[esper.Tamiyo(...)]).fit(module, ckpt_path=...)."
+        )
     try:
         topology = json.loads((folder / "topology.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:

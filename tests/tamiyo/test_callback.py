@@ -63,6 +63,29 @@ def test_resume_from_an_epoch_end_gives_the_losses_of_the_uninterrupted_run(tmp_
         assert [r.model_dump() for r in first.controller.reports] == [r.model_dump() for r in second.controller.reports]
 
 
+def test_a_module_that_grew_in_a_trainer_is_saved_and_loaded(tmp_path: Path) -> None:
+    module, _ = grow(tmp_path)
+    esper.save_model(module, tmp_path / "model")
+    loaded = esper.load_model(tmp_path / "model", host=Plain())
+    x = torch.rand(3, 64)
+    module.eval()
+    assert torch.equal(loaded.host.net(x), module.net(x))  # type: ignore[union-attr,operator]
+    checkpoint = tmp_path / "checkpoints" / "epoch=7.ckpt"
+    with pytest.raises(esper.EsperError, match="is a file"):
+        esper.load_model(checkpoint, host=Plain())
+
+
+def test_the_last_decision_loss_is_that_of_what_stays(tmp_path: Path) -> None:
+    settings = planting(at=60, params=2000) | {"price_per_kparam": 100.0}
+    callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=settings, targets=["net.*"])
+    module = Plain()
+    quiet = trainer(tmp_path, callback)
+    quiet.fit(module, datamodule=digits())
+    assert callback.controller.summary() == "kept none of 1 adaptations tried; the model is as it was."
+    found = quiet.validate(module, datamodule=digits(), verbose=False)
+    assert callback.history[-1]["decision_loss"] == pytest.approx(found[0]["val_loss"], rel=1e-5)
+
+
 def test_a_checkpoint_holds_plain_data_only(tmp_path: Path) -> None:
     grow(tmp_path)
     checkpoint = torch.load(tmp_path / "checkpoints" / "epoch=7.ckpt", weights_only=True)

@@ -174,7 +174,7 @@ def test_a_fossil_that_was_bypassed_stays_so(grown: esper.MorphableModel, tmp_pa
 
 
 def test_what_cannot_be_saved_says_so(grown: esper.MorphableModel, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="wrap it first"):
+    with pytest.raises(ConfigError, match="carries no seeds"):
         esper.save_model(nn.Linear(1, 1), tmp_path / "model")  # type: ignore[arg-type]
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="writable"):
