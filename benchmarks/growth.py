@@ -291,7 +291,7 @@ LEVELS = """
 ## Why the levels differ from the first trials
 
 All levels of C and D lie lower than in the first trials by about .16, `small` and `wide` included, while the gains are
-as large or larger. The level is a property of the windows that the report part happens to hold: one small model of
+as large or larger. The level depends strongly on the windows that the report part happens to hold: one small model of
 task C (2,400 steps on all these files), measured under readings of the same rule that differ in the order that the
 shuffle starts from, in which folders count as excluded, and in which 192 windows are taken, gives 1.446 to 1.973.
 Evenly spread windows of the sorted listing, as here, give 1.690; of some fifty readings tried, the first 192 windows in

@@ -41,7 +41,9 @@ def test_losses_that_are_not_finite_are_drawn(tmp_path: Path) -> None:
         chronicle.curve.add(step, loss)
     draw(chronicle, tmp_path / "growth.png")
     chronicle.curve.points = [(1, math.nan), (2, math.inf)]
-    draw(chronicle, tmp_path / "growth.png")
+    draw(chronicle, tmp_path / "none.png")
+    for name in ("growth.png", "none.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_twin_is_dashed() -> None:
