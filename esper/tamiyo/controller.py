@@ -191,7 +191,7 @@ class TamiyoController:
             if graft.fault is not None and not graft.fault_reported:
                 graft.fault_reported = True
                 record = self.bank.records[seed]
-                self._tell(
+                self.tell(
                     GraftFaulted(
                         run_id=moment.run_id,
                         epoch=moment.epoch,
@@ -209,7 +209,7 @@ class TamiyoController:
         if decision.explanation and not said:
             self.explanations.append(decision.explanation)
             ids = tuple(c.command_id for c in decision.commands)
-            self._tell(
+            self.tell(
                 DecisionMade(
                     run_id=moment.run_id,
                     epoch=moment.epoch,
@@ -225,11 +225,11 @@ class TamiyoController:
         record = self.bank.records[SeedId.parse(event.seed_id)]
         if event.target is SeedState.GERMINATED and self._packet is not None:
             record.pre_metric = self._packet.validation_loss
-        self._tell(event)
+        self.tell(event)
         if event.target in FINAL:
             report = self._field_report(event)
             self.reports.append(report)
-            self._tell(report)
+            self.tell(report)
 
     def _field_report(self, event: SeedTransitioned) -> FieldReport:
         record = self.bank.records[SeedId.parse(event.seed_id)]
@@ -264,7 +264,8 @@ class TamiyoController:
         added = f"{self.bank.added_parameters():,} parameters"
         return f"kept {len(kept)} of {len(self.reports)} adaptations tried ({names}), {added} more."
 
-    def _tell(self, message: Message) -> None:
+    def tell(self, message: Message) -> None:
+        """Pass a message to every listener."""
         for listener in self.listeners:
             listener(message)
 

@@ -96,7 +96,7 @@ def test_taking_evidence_disturbs_neither_modes_nor_random_state(tmp_path: Path)
     module.train()
     module.net[1].eval()
     modes = [m.training for m in module.modules()]
-    state, evidence = torch.get_rng_state(), callback._evidence
+    state, evidence = torch.get_rng_state(), callback._boundary.evidence
     assert evidence is not None
     seed = next(view.seed_id for view in callback.morphable.seeds if view.blueprint)
     found = evidence([seed])[seed]
@@ -249,7 +249,7 @@ def test_several_validation_loaders_keep_their_index(tmp_path: Path) -> None:
     fit, loader = trainer(tmp_path, callback, epochs=1, log_every_n_steps=1), DataLoader(TensorDataset(x, y), 4)
     module = Indexed()
     fit.fit(module, loader, [loader, loader])
-    evidence = callback._evidence
+    evidence = callback._boundary.evidence
     assert evidence is not None
     assert evidence.losses().tolist() == [0.0] * 8 + [100.0] * 8
     assert losses_of(fit, module, [FromLoader([x[:2], y[:2]], 1)]).tolist() == [100.0, 100.0]
