@@ -141,6 +141,12 @@ class Chronicle:
         ]
 
     @property
+    def kept_params_over_time(self) -> list[tuple[int, int]]:
+        """Parameters of what had been kept, after each adaptation that was."""
+        ends = sorted((x.stages[-1].start, x.report.cost.params) for x in self.lives() if x.kept and x.report)
+        return [(step, sum(n for _, n in ends[: i + 1])) for i, (step, _) in enumerate(ends)]
+
+    @property
     def added_params(self) -> int:
         """Parameters that growth had added by the last boundary."""
         return next((n for _, n in reversed(self.added_params_over_time)), 0)

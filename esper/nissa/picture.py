@@ -154,7 +154,11 @@ def _draw_parameters(axes: Axes, chronicle: Chronicle, end: int) -> None:
     steps = [step for step, _ in points]
     total = [host + added for _, added in points]
     axes.fill_between(steps, 0, host, step="post", color=HOST, linewidth=0)
-    axes.fill_between(steps, host, total, step="post", color=GROWN, linewidth=0)
+    axes.fill_between(steps, host, total, step="post", color=STAGES[SeedState.GRAFTING], linewidth=0)
+    kept = [(0, 0), *chronicle.kept_params_over_time]
+    kept.append((end, kept[-1][1]))
+    height = [host + added for _, added in kept]
+    axes.fill_between([step for step, _ in kept], host, height, step="post", color=GROWN, linewidth=0)
     axes.set_ylim(0, max(1, *total) * 1.3)
     axes.set_ylabel("parameters", fontsize=9)
     axes.yaxis.set_major_formatter(_short)
@@ -163,7 +167,8 @@ def _draw_parameters(axes: Axes, chronicle: Chronicle, end: int) -> None:
     added = points[-1][1]
     share = f" ({100 * added / host:+.1f} %)" if host else ""
     axes.annotate(f"{added:,} grown{share}", (0.995, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=8)
-    axes.annotate(f"{host:,} host", (0.005, 0.12), xycoords="axes fraction", fontsize=8)
+    trial = " (orange: on trial)" if max(total) > host else ""
+    axes.annotate(f"{host:,} host{trial}", (0.005, 0.12), xycoords="axes fraction", fontsize=8)
 
 
 def _short(value: float, _position: object = None) -> str:

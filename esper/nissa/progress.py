@@ -34,6 +34,11 @@ class GrowthProgress(RichProgressBar):
             return metrics
         return metrics | {"seeds": text} if text else metrics
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Leave out the number of epochs where there is none: Lightning would print `/-2`."""
+        description: str = super()._get_train_description(current_epoch)
+        return description.replace("/-2", "")
+
 
 def growth_text(bank: SeedBank) -> str:
     """Return the stages of a model's seeds in a few words, e.g. `2 FOSSILIZED 1 GRAFTING α .35`; empty if none."""

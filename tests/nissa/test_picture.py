@@ -61,6 +61,15 @@ def test_lanes_are_named_and_coloured_by_stage() -> None:
     assert STAGES[SeedState.GRAFTING] in bars and STAGES[SeedState.FOSSILIZED] in bars
 
 
+def test_what_is_on_trial_is_told_from_what_was_kept() -> None:
+    chronicle = story(lives=2)
+    kept = chronicle.kept_params_over_time
+    assert kept == [(50, 500)]
+    panel = make_figure(chronicle).axes[-1]
+    colours = [matplotlib.colors.to_hex(area.get_facecolor()[0]).upper() for area in panel.collections]
+    assert colours[1:] == [STAGES[SeedState.GRAFTING], STAGES[SeedState.FOSSILIZED]]
+
+
 def test_a_life_under_way_reaches_the_end() -> None:
     chronicle = Chronicle(run_id="r", host_params=10)
     for message in [*life(path=TO_THE_GATE), boundary(100, added=500)]:

@@ -63,3 +63,10 @@ def test_the_bar_runs_with_and_without_tamiyo(tmp_path: Path, monkeypatch: pytes
     fit.fit(Plain(), datamodule=digits())
     texts = {metrics.get("seeds", "") for metrics in seen}
     assert texts == {""} if not grows else any("GRAFTING α" in str(text) for text in texts)
+
+
+def test_a_run_without_a_last_epoch_shows_none(tmp_path: Path) -> None:
+    bar = GrowthProgress()
+    fit = trainer(tmp_path, None, epochs=-1, max_steps=2, callbacks=[bar], enable_progress_bar=True)
+    fit.fit(Plain(), datamodule=digits())
+    assert bar._get_train_description(3).split() == ["Epoch", "3"]
