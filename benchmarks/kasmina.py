@@ -2,7 +2,9 @@
 
 Dormant overhead is the ratio of forward and backward with seeds to without, on `ByteLM`: blocks of 20 steps, one of
 them sampled, of the two models alternate, and the median of the paired ratios is shown, beside that of two bare copies
-(the noise floor). A graft step is the first step with a new child against the mean of its steady steps. One thread.
+(the noise floor); `benchmarks/overhead.py` measures whole families of models more finely. A graft step is the first
+step with a new child against the mean of its steady steps, in an eager host and in one whose blocks are compiled
+(left out by `--quick`: compiling takes minutes). One thread.
 `--check` makes a missed budget exit with status 1; the dormant budget is widened by twice the noise floor.
 """
 
@@ -18,6 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch._dynamo.utils import counters
 
 from esper.blueprints import SiteShape
 from esper.kasmina.kernels import Kernel, KernelRequest
@@ -26,6 +29,7 @@ from esper.kasmina.steps import SeedStepper
 from esper.kasmina.wrapper import MorphableModel, wrap
 from esper.kasmina.writer import Moment, SeedWriter
 from esper.leyline.commands import KasminaControlCommand
+from esper.leyline.ids import SeedId
 from esper.leyline.states import SeedCommand
 from esper.models import ByteLM
 
@@ -141,37 +145,67 @@ def kernels(times: int) -> Iterator[Row]:
     store.close()
 
 
-def graft_step(repeats: int) -> Row:
-    """Return the first step with a new child over its steady steps."""
-    ratios = []
-    for _ in range(repeats):
-        model, store = probed(wrap(bare(), targets=STREAM)), LibraryKernelStore()
-        writer, step = SeedWriter(model.bank, store, lambda event: None), make_step(model)
-        _apply(writer, SeedCommand.GERMINATE)
-        _apply(writer, SeedCommand.LOAD)
-        wait(store, writer.request(next(iter(model.bank.records))))
+def compiled(model: nn.Module) -> nn.Module:
+    """Compile every block of a host with inductor."""
+    host = model.host if isinstance(model, MorphableModel) else model
+    for block in host.blocks:
+        block.compile()
+    return model
+
+
+def graphs() -> int:
+    """Return how many graphs were compiled so far."""
+    return int(counters["stats"]["unique_graphs"])
+
+
+def graft_steps(kind: str, model: MorphableModel, repeats: int, path: str = "blocks.0.after_attn") -> Iterator[Row]:
+    """Yield the first step with a new child over its steady steps, and what the compiler did meanwhile."""
+    store = LibraryKernelStore()
+    writer, step = SeedWriter(model.bank, store, lambda event: None), make_step(model)
+    seconds(step, 3)
+    ratios, before = [], graphs()
+    for repeat in range(repeats):
+        seed = SeedId(path, 0, repeat)
+        _apply(writer, SeedCommand.GERMINATE, seed)
+        _apply(writer, SeedCommand.LOAD, seed)
+        wait(store, writer.request(seed))
         seconds(step, 2)
-
-        def plant(writer: SeedWriter = writer, step: Callable[[], None] = step) -> None:
-            _apply(writer, SeedCommand.GRAFT)
-            graft = next(iter(writer.bank.grafted().values()))
-            graft.set_alpha(0.05)
-            for layer in writer.bank.all_layers():
-                layer.refresh()
-            step()
-
-        first = seconds(plant, 1)
+        first = seconds(lambda seed=seed: (_graft(writer, seed), step()), 1)
         ratios.append(first / (seconds(step, STEADY_STEPS) / STEADY_STEPS))
-        store.close()
-    return Row("graft step, first over steady", statistics.median(ratios), "ratio", GRAFT_BUDGET)
+        _apply(writer, SeedCommand.CULL, seed)
+    store.close()
+    yield Row(f"graft step, {kind}: first over steady", statistics.median(ratios), "ratio", GRAFT_BUDGET)
+    if kind != "eager":
+        yield Row(f"graft step, {kind}: graphs compiled by {repeats} grafts", graphs() - before, "", 0.0)
 
 
-def _apply(writer: SeedWriter, verb: SeedCommand) -> None:
-    path = "blocks.0.after_attn"
+def compiled_rows(pairs: int, repeats: int) -> Iterator[Row]:
+    """Yield the same of hosts whose blocks are compiled, and what their dormant seeds cost there."""
+    reference = make_step(compiled(bare()))
+    seconds(reference, 3)
+    places = (("residual stream", STREAM, "blocks.0.after_attn"), ("default sites", None, "blocks.0.attn"))
+    for name, targets, path in places:
+        model = compiled(probed(wrap(bare(), targets=targets)))
+        step = telemetric_step(model)
+        seconds(step, 3)
+        ratio, sites = paired_ratio(step, reference, pairs), len(model.bank.layers)
+        yield Row(f"compiled, dormant, {name}: {sites} sites", ratio, "ratio", None, "the graph breaks at a site")
+        yield from graft_steps(f"compiled, {name}", model, repeats, path)
+
+
+def _graft(writer: SeedWriter, seed: SeedId) -> None:
+    _apply(writer, SeedCommand.GRAFT, seed)
+    graft = writer.bank.graft(seed)
+    assert graft is not None
+    graft.set_alpha(0.05)
+    writer.bank.layer(seed.layer).refresh()
+
+
+def _apply(writer: SeedWriter, verb: SeedCommand, seed: SeedId) -> None:
     command = KasminaControlCommand(
         command=verb,
-        target_layer_id=path,
-        target_seed_id=f"{path}#0.0",
+        target_layer_id=seed.layer,
+        target_seed_id=str(seed),
         blueprint_id="BP-CONV-CAUSAL" if verb is SeedCommand.GERMINATE else "",
     )
     writer.apply([command], Moment("benchmark", 0, 0))
@@ -186,7 +220,9 @@ def main() -> int:
     torch.set_num_threads(1)
     pairs = 3 if args.quick else 15
     table = Table("what", "value", "unit", "budget", "remark", box=SIMPLE_HEAD)
-    rows = [*dormant(pairs), *kernels(20_000), graft_step(3 if args.quick else 9)]
+    repeats = 3 if args.quick else 9
+    rows = [*dormant(pairs), *kernels(20_000), *graft_steps("eager", probed(wrap(bare(), targets=STREAM)), repeats)]
+    rows += compiled_rows(pairs, repeats) if not args.quick else []
     for row in rows:
         colour = "" if row.met else "[red]"
         budget = "" if row.budget is None else f"{row.budget:.3f}"

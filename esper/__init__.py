@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from esper.settings import EsperConfig, load_config
     from esper.tamiyo.callback import Tamiyo
     from esper.tamiyo.controller import TamiyoController
+    from esper.tolaria.export import export
     from esper.tolaria.saved import load_model, save_model
     from esper.tolaria.trainer import TolariaTrainer
 
@@ -23,6 +24,7 @@ _HOME = {
     "Tamiyo": "esper.tamiyo.callback",
     "TamiyoController": "esper.tamiyo.controller",
     "TolariaTrainer": "esper.tolaria.trainer",
+    "export": "esper.tolaria.export",
     "load_config": "esper.settings",
     "load_model": "esper.tolaria.saved",
     "save_model": "esper.tolaria.saved",
@@ -38,6 +40,7 @@ __all__ = [
     "Tamiyo",
     "TamiyoController",
     "TolariaTrainer",
+    "export",
     "load_config",
     "load_model",
     "save_model",

@@ -1,4 +1,4 @@
-"""The command line: `esper fit|validate|test|predict` over Lightning's own parser, and `esper blueprints`."""
+"""The command line: `esper fit|validate|test|predict` over Lightning's own parser, and commands of our own."""
 
 import argparse
 import json
@@ -24,6 +24,9 @@ usage: esper COMMAND [options]
   test        measure the report part:        esper test --config run.yaml --ckpt_path last.ckpt
   predict     run a trained model
   blueprints  list what may grow              [--json]
+  doctor      say where a model takes seeds:  esper doctor model.py:build [--input 2x3x32x32] [--json]
+  recipe      train what a run found anew:    esper recipe RUN [--out recipe.yaml]
+  export      take a run's network home:      esper export RUN net.pt2|net.onnx|FOLDER [--no-merge]
 
 `esper COMMAND --help` lists the options of a command; `esper --version` prints the version.
 """
@@ -47,8 +50,17 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if name == "blueprints":
         return blueprints(rest)
+    if name == "doctor":
+        from esper.doctor import doctor
+
+        return doctor(rest)
+    if name == "recipe":
+        return recipe(rest)
+    if name == "export":
+        return export(rest)
     if name not in TRAINER_COMMANDS:
-        raise ConfigError(unknown_key(name, name, [*TRAINER_COMMANDS, "blueprints"]).replace("key", "command", 1))
+        known = [*TRAINER_COMMANDS, "blueprints", "doctor", "recipe", "export"]
+        raise ConfigError(unknown_key(name, name, known).replace("key", "command", 1))
     # Torch and Lightning take seconds to import, which the other commands need not pay.
     from esper.run import EsperCLI
 
@@ -72,6 +84,36 @@ def blueprints(args: Sequence[str]) -> int:
         print(json.dumps(records, indent=2))
     else:
         _print_table(records)
+    return 0
+
+
+def recipe(args: Sequence[str]) -> int:
+    """Write the configuration that trains the architecture of a run from scratch, and print its path."""
+    parser = argparse.ArgumentParser(prog="esper recipe", description="Write what a run found as a configuration.")
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("--out", help="file to write; recipe.yaml in the run's folder where it is not given")
+    given = parser.parse_args(args)
+    from esper.tolaria.recipe import write_recipe
+
+    print(write_recipe(given.run, given.out))
+    return 0
+
+
+def export(args: Sequence[str]) -> int:
+    """Export the network that a run saved, and print where it is."""
+    parser = argparse.ArgumentParser(prog="esper export", description="Write a run's network without seeds.")
+    parser.add_argument("run", help="folder of a finished run, or of a saved model")
+    parser.add_argument("path", help="a .pt2 program, a .onnx model, or a folder")
+    parser.add_argument("--no-merge", action="store_true", help="keep every child beside the host")
+    given = parser.parse_args(args)
+    from pathlib import Path
+
+    from esper.tolaria.export import export as write
+    from esper.tolaria.saved import load_model
+
+    inside = Path(given.run) / "model"
+    write(load_model(inside if inside.is_dir() else given.run), given.path, merge=not given.no_merge)
+    print(given.path)
     return 0
 
 

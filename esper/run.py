@@ -3,7 +3,7 @@
 The same sections serve the command line (`esper fit --config run.yaml`) and Hydra (`python train.py`):
 
 ```
-seed_everything, threads, output_dir, compare    of the run
+seed_everything, threads, output_dir, compare, resume    of the run
 model, data                                      class_path and init_args
 tamiyo, nissa, trainer                           arguments of esper.Tamiyo, GrowthReport and Lightning's Trainer
 ```
@@ -37,14 +37,19 @@ from esper.nissa.terminal import present
 from esper.quiet import quiet
 from esper.tamiyo.callback import Tamiyo
 from esper.tolaria.checkpoint import require_readable
+from esper.tolaria.distributed import Ranks
 from esper.tolaria.parts import has_report_part
 from esper.tolaria.report import report_losses, with_test_step
+from esper.tolaria.resume import AUTO, chosen
 
 CONFIG_FILE = "config.yaml"
 """The run's configuration as it was understood: `esper fit --config FILE` repeats the run."""
 
 TWIN = "twin"
 """Folder of the twin, inside the run's."""
+
+_ONCE = ("config", "ckpt_path", "weights_only", "resume")
+"""What one start of a run was told, and a repetition of it is not."""
 
 _NOT_SETTINGS = {"help", "config", "print_config", "return_predictions", "verbose"}
 
@@ -65,14 +70,30 @@ def run(config: dict[str, Any]) -> Outcome:
     """Train as a plain configuration says, and tell what came of it.
 
     Args:
-        config: the sections named at the head of this file, without interpolations.
+        config: the sections named at the head of this file, without interpolations. What stands beside a `class_path`
+            of `model` or `data` is short for the same key of its `init_args`.
 
     Raises:
         EsperError: the configuration, the data or the output folder will not do.
     """
-    outcome = EsperCLI({"subcommand": "fit", "fit": config}).outcome
+    sections = config | {name: spelled_out(config[name]) for name in ("model", "data") if name in config}
+    outcome = EsperCLI({"subcommand": "fit", "fit": sections}).outcome
     assert outcome is not None
     return outcome
+
+
+def spelled_out(section: Any) -> Any:
+    """Return a section of a class with its short keys in their long place.
+
+    Example:
+        >>> spelled_out({"class_path": "esper.data.Digits", "init_args": {"train": None}, "train": 9})
+        {'class_path': 'esper.data.Digits', 'init_args': {'train': 9}}
+    """
+    if not isinstance(section, dict) or "class_path" not in section:
+        return section
+    long = {key: value for key, value in section.items() if key in ("class_path", "init_args", "dict_kwargs")}
+    short = {key: value for key, value in section.items() if key not in long and value is not None}
+    return {**long, "init_args": {**(long.get("init_args") or {}), **short}} if short else long
 
 
 class EsperCLI(LightningCLI):
@@ -125,6 +146,12 @@ class EsperCLI(LightningCLI):
         parser.add_lightning_class_args(Tamiyo, "tamiyo")
         parser.add_lightning_class_args(GrowthReport, "nissa")
         parser.add_argument("--output_dir", type=str, default="outputs", help="Folder of everything the run writes.")
+        parser.add_argument(
+            "--resume",
+            type=str | None,
+            default=None,
+            help="auto, a folder or a file: go on from its checkpoint.",
+        )
         parser.add_argument("--compare", type=bool, default=False, help="Train again without growth, and compare.")
         parser.add_argument("--threads", type=PositiveInt | None, default=None, help="CPU threads of torch.")
 
@@ -147,9 +174,16 @@ class EsperCLI(LightningCLI):
             if config[section][key] is None:
                 config[section][key] = config.output_dir
         fitting = self.subcommand == "fit"
+        self._choose_checkpoint(config)
         require_readable(config.get("ckpt_path"), weights_only=config.get("weights_only"), resuming=fitting)
         if fitting:
             require_writable(config.output_dir)
+
+    def _choose_checkpoint(self, config: Any) -> None:
+        """Let `resume`, or `ckpt_path=auto`, name the newest good checkpoint; the twin looks for its own."""
+        asked = config.resume if config.resume is not None else config.get("ckpt_path")
+        if asked is not None and (config.resume is not None or asked == AUTO or Path(asked).is_dir()):
+            config.ckpt_path = chosen(asked, config.output_dir, without=(TWIN,))
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; an error of ours that the parser has wrapped comes out as it was."""
@@ -176,21 +210,25 @@ class EsperCLI(LightningCLI):
     def fit(self, model: LightningModule, **given: Any) -> None:
         """Train, measure the report part, repeat without growth if asked to, and tell."""
         config = self._plain()
-        (Path(config["output_dir"]) / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False))
+        first_rank = self.trainer.is_global_zero
+        if first_rank:
+            (Path(config["output_dir"]) / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False))
         self.outcome = Outcome(self._train(model, given))
         if config["compare"]:
-            twin = EsperCLI({"subcommand": "fit", "fit": twin_of(config)}, tell=False)
+            again = {"resume": AUTO} if self.section.resume == AUTO else {}
+            twin = EsperCLI({"subcommand": "fit", "fit": twin_of(config) | again}, tell=False)
             assert twin.outcome is not None
-            self.growth.draw(twin.growth.chronicle)
+            if first_rank:
+                self.growth.draw(twin.growth.chronicle)
             self.outcome = Outcome(self.outcome.grown, twin.outcome.grown)
-        if self.tell:
+        if self.tell and first_rank:
             present(self.outcome.grown, self.outcome.twin)
 
     def _plain(self) -> dict[str, Any]:
         """Return the configuration as plain data that the same command takes again."""
         dumped = self.parser.dump(self.config, skip_none=False, skip_validation=True)
         config: dict[str, Any] = yaml.safe_load(dumped)[self.subcommand]
-        return {key: value for key, value in config.items() if key not in ("config", "ckpt_path", "weights_only")}
+        return {key: value for key, value in config.items() if key not in _ONCE}
 
     def _train(self, model: LightningModule, given: dict[str, Any]) -> RunResult:
         started, report = perf_counter(), self._report
@@ -201,6 +239,8 @@ class EsperCLI(LightningCLI):
                     self.trainer.test(model, datamodule=given.get("datamodule"), verbose=False)
             else:
                 report.samples += report_losses(self.trainer, model)
+            # Each rank has measured its share.
+            report.samples[:] = [loss for share in Ranks.of(self.trainer).gather(report.samples) for loss in share]
         finally:
             _close_loggers(self.trainer)
         return summarize(

@@ -15,6 +15,7 @@ from esper.kasmina.config import PRESETS, KasminaConfig
 from esper.nissa.callback import GrowthReport
 from esper.run import EsperCLI, run
 from esper.tamiyo.config import TamiyoConfig
+from tests.hf_models import llama, mixtral, saved, text, tokenizer
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = {group: sorted(f.stem for f in (CONF / group).glob("*.yaml")) for group in ("model", "data", "tamiyo")}
@@ -41,6 +42,16 @@ TINY = {
         f"{TEACHER}.network.init_args.context=16",
     ],
 }
+
+
+def pretrained(folder: Path) -> list[str]:
+    """A teacher, a student and a text, in the files that the experiment reads."""
+    tokens = tokenizer()
+    for role, model in (("teacher", llama(len(tokens), 16)), ("student", mixtral(len(tokens), 16))):
+        saved(folder / role, model, tokens)
+    (folder / "own.txt").write_text(text(200_000), encoding="utf-8")
+    names = [f"model.{role}={folder / role}" for role in ("teacher", "student")]
+    return [*names, f"data.path={folder / 'own.txt'}", "data.init_args.report_windows=8"]
 
 
 def composed(*overrides: str, folder: Path) -> dict[str, Any]:
@@ -113,7 +124,7 @@ def test_nissa_lists_every_argument() -> None:
 def test_every_option_composes_to_a_known_section(group: str, name: str, tmp_path: Path) -> None:
     config = composed(f"{group}={name}", folder=tmp_path)
     assert set(config) == {
-        *("seed_everything", "threads", "compare", "ckpt_path", "output_dir"),
+        *("seed_everything", "threads", "compare", "resume", "ckpt_path", "output_dir"),
         *("model", "data", "tamiyo", "nissa", "trainer"),
     }
 
@@ -133,7 +144,8 @@ def test_every_experiment_has_a_lab_book(name: str, tmp_path: Path) -> None:
 def test_every_experiment_runs_one_batch(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fast = ["trainer.fast_dev_run=1", "compare=false", "trainer.enable_progress_bar=false"]
-    config = composed(f"+experiment={name}", *fast, *TINY.get(name, []), folder=tmp_path / "run")
+    tiny = TINY.get(name, []) + (pretrained(tmp_path) if name == "moe_distill_hf" else [])
+    config = composed(f"+experiment={name}", *fast, *tiny, folder=tmp_path / "run")
     outcome = run(config)
     assert outcome.grown.title == name
     assert outcome.grown.report_loss is not None

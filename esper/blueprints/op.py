@@ -58,6 +58,8 @@ class Op(BaseModel):
     """Whether the result is an affine function of the input, the same for every token."""
     PARAMETRIC: ClassVar[bool] = False
     """Whether the operation learns."""
+    MIXES_TOKENS: ClassVar[bool] = False
+    """Whether a token's result depends on other tokens."""
 
     def infer(self, inputs: Sequence[Value]) -> Value:
         """Return the shape of the result; by default that of the first input.

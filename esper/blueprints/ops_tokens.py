@@ -29,6 +29,7 @@ class CausalConv(Op):
     """
 
     LAYOUTS: ClassVar[tuple[Layout, ...]] = ("btd",)
+    MIXES_TOKENS: ClassVar[bool] = True
     PARAMETRIC: ClassVar[bool] = True
     out: Size
     kernel: int = Field(default=4, ge=1, le=64)
@@ -112,6 +113,7 @@ class Attention(Op):
     """
 
     LAYOUTS: ClassVar[tuple[Layout, ...]] = ("btd",)
+    MIXES_TOKENS: ClassVar[bool] = True
     heads: Size = 4
     causal: bool = True
 

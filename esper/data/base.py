@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
 from esper.data.loader import SeededLoader
+from esper.data.ranks import RankSampler
 from esper.data.samplers import ResumableSampler, SeededSampler
 from esper.leyline.errors import ConfigError, DataError
 
@@ -85,12 +86,16 @@ class EsperDataModule(LightningDataModule, ABC):
         _ = self.parts
 
     def train_dataloader(self) -> SeededLoader:
-        """Return a resumable loader of the training part; each call gives an independent one."""
+        """Return a resumable loader of the training part; each call gives an independent one.
+
+        On several processes each reads its own share of one common order.
+        """
+        sampler = self._own_share(self.train_sampler())
         return SeededLoader(
             self.parts.train,  # type: ignore[arg-type]
             batch_size=self.batch_size,
-            sampler=self.train_sampler(),
-            drop_last=len(self.parts.train) >= self.batch_size,
+            sampler=sampler,
+            drop_last=len(sampler) >= self.batch_size,
             num_workers=self.num_workers,
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -106,6 +111,10 @@ class EsperDataModule(LightningDataModule, ABC):
     def train_sampler(self) -> ResumableSampler:
         """Return the order of training; by default a permutation per epoch."""
         return SeededSampler(len(self.parts.train), seed=self.seed)
+
+    def _own_share(self, sampler: ResumableSampler) -> ResumableSampler:
+        place = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return RankSampler(sampler, rank=place["rank"], size=place["num_replicas"]) if place else sampler
 
     def _evaluation_loader(self, part: SizedDataset) -> DataLoader[Any]:
         return DataLoader(

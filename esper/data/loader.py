@@ -46,6 +46,6 @@ class SeededLoader(DataLoader[Any]):
         if not isinstance(self.sampler, ResumableSampler):
             raise ConfigError(
                 f"SeededLoader needs a ResumableSampler, not {type(self.sampler).__name__}: "
-                "pass sampler=SeededSampler(len(dataset), seed=...)."
+                "pass sampler=SeededSampler(len(dataset), seed=...), on several processes inside a RankSampler."
             )
         return self.sampler

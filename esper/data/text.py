@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 # Installed packages and caches differ between machines; the others hold tables, test data or the decision part.
 INSTALLED = {"site-packages", "dist-packages", "__pycache__"}
-EXCLUDED = frozenset({*INSTALLED, "test", "encodings", "pydoc_data", "idlelib", "lib2to3"})
+EXCLUDED = frozenset({*INSTALLED, "test", "tests", "encodings", "pydoc_data", "idlelib", "lib2to3"})
 DECISION_FOLDERS = ("idlelib", "lib2to3")
 SHUFFLE_SEED = 1234
 REPORT_SHARE = 12

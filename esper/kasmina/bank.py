@@ -1,6 +1,7 @@
 """All seeds of one model: layers, records, state arrays, and the topology that a checkpoint needs."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,15 +12,18 @@ from torch.utils.hooks import RemovableHandle
 from esper.blueprints import SiteShape, build, parse_ir
 from esper.kasmina import telemetry
 from esper.kasmina.config import KasminaConfig
+from esper.kasmina.decoding import DecodingGuard, mixes_tokens
 from esper.kasmina.graft import Graft
 from esper.kasmina.layer import KasminaLayer, SiteFacts, require_chunks
 from esper.kasmina.record import SeedRecord
-from esper.kasmina.sites import Targets, find_sites, is_time_major, site_kind, tied_sites
+from esper.kasmina.sites import Targets, find_sites, fused_sites, is_time_major, site_kind, tied_sites
 from esper.kasmina.state import SeedArrays
 from esper.leyline.errors import CheckpointError, EsperError, NoSuchSeed, SiteError
 from esper.leyline.events import Fault
 from esper.leyline.ids import SeedId
 from esper.leyline.states import WITH_CHILD, SeedState
+
+_log = logging.getLogger(__name__)
 
 TOPOLOGY_KEY = "topology"
 """State-dict key of the grown topology (UTF-8 JSON in a uint8 tensor); absent while nothing has grown."""
@@ -54,12 +58,15 @@ class SeedBank(nn.Module):
         self.refused: dict[str, str] = {}
         self.handles: list[RemovableHandle] = []
         require_unwrapped(host)
+        self.decoding = DecodingGuard(host)
         sites = find_sites(host, targets if targets is not None else config.targets)
         self.refused.update(tied_sites(host, sites))
         for path, module in sites.items():
             if path not in self.refused:
                 self._attach(path, module)
                 self.layer(path).time_major = is_time_major(host, path)
+        if fused := fused_sites(host, (layer.path for layer in self.all_layers())):
+            _log.warning("hooks turn the fused evaluation of %s off; it is equal to rounding.", ", ".join(fused))
         self.arrays.seal()
         self.register_state_dict_post_hook(_write_topology)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_read_topology)  # type: ignore[no-untyped-call]
@@ -77,6 +84,7 @@ class SeedBank(nn.Module):
 
     def detach(self) -> None:
         """Remove every hook from the host."""
+        self.decoding.release()
         while self.handles:
             self.handles.pop().remove()
 
@@ -165,15 +173,33 @@ class SeedBank(nn.Module):
         )
         graft.norm_bound, graft.noise = self.config.shadow_norm_bound, self.config.reconstruction_noise
         # Boundaries lie inside validation, and what is evaluating then must train afterwards.
-        layer.grafts[graft_name(seed)] = graft.to(layer.health.device).train()
+        return self.replant(seed, graft.to(layer.health.device).train(), record)
+
+    def replant(self, seed: SeedId, graft: Graft, record: SeedRecord) -> Graft:
+        """Put a child that exists already into a seed's slot."""
+        layer = self.layer(seed.layer)
+        layer.grafts[graft_name(seed)] = graft
         layer.refresh()
+        if mixes_tokens(record.ir):
+            self.decoding.add(str(seed), graft)
         return graft
 
     def uproot(self, seed: SeedId) -> None:
         """Remove the child of a seed without a trace."""
         layer = self.layer(seed.layer)
         layer.grafts.pop(graft_name(seed))
+        self.decoding.drop(str(seed))
         layer.refresh()
+
+    def impose(self, record: SeedRecord) -> None:
+        """Give a seed a record and the state that it names, without a child."""
+        seed = SeedId.parse(record.seed_id)
+        if self.graft(seed) is not None:
+            self.uproot(seed)
+        self.records[seed] = record
+        self.births = max(self.births, record.birth + 1)
+        self.arrays.set_state(self.open(seed), SeedState(record.state))
+        self.arrays.seal()
 
     def topology(self) -> list[dict[str, Any]]:
         """Return every record as plain data, in order of birth, with the layer's facts and the child's alpha."""

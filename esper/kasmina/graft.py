@@ -75,7 +75,7 @@ class Graft(nn.Module):
         return self.fault is None and not self.muted and (self.objective != "graft" or self.strength > 0)
 
     def set_alpha(self, value: float) -> None:
-        """Set alpha in [0, 1]; a 0-dim buffer, so that compiled hosts need no recompilation."""
+        """Set alpha in [0, 1]; a 0-dim buffer, saved with the state and on the device like any other."""
         self.strength = value
         self.alpha.fill_(value)
 
@@ -166,8 +166,8 @@ class Graft(nn.Module):
         read = source.detach() if detach else self._screened(source)
         result = _checked(self.child(self._readable(read)), part).to(part.dtype)
         residual = result - (part.detach() if detach else part) if self.replaces else result
-        if torch.compiler.is_compiling():
-            return residual
+        if torch.compiler.is_exporting():
+            return residual  # Traced without values: there is nothing to look at.
         if _finite(residual):
             if self._watches(residual):
                 residual.register_hook(self._take_gradient)  # type: ignore[no-untyped-call]
@@ -179,7 +179,7 @@ class Graft(nn.Module):
 
     def _screened(self, source: Tensor) -> Tensor:
         """Return an alias of what the child reads; only the gradient that comes back through the child passes it."""
-        if torch.compiler.is_compiling() or not self._watches(source):
+        if torch.compiler.is_exporting() or not self._watches(source):
             return source
         alias = source.view_as(source)
         alias.register_hook(self._give_gradient)  # type: ignore[no-untyped-call]
@@ -226,5 +226,11 @@ def _all_finite(tensors: list[Tensor]) -> bool:
 
 
 def _flat(module: nn.Module) -> Tensor:
-    parts = [p.detach().flatten().float() for p in module.parameters()]
+    parts = [_whole(p.detach()).flatten().float() for p in module.parameters()]
     return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _whole(t: Tensor) -> Tensor:
+    """Return a sharded tensor put together again; all ranks measure at the same time."""
+    gather = getattr(t, "full_tensor", None)
+    return gather() if gather is not None else t

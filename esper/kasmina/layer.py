@@ -1,19 +1,34 @@
 """One site of the host: its forward hook, its grafts, its health."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from esper.blueprints.site import Layout
 from esper.kasmina import telemetry
 from esper.kasmina.graft import Graft
+from esper.kasmina.outputs import first_input, first_tensor, replace_first
+from esper.kasmina.readings import Readings
 from esper.kasmina.sites import SiteKind
 from esper.leyline.errors import SiteError
+from esper.leyline.events import Fault
 
 _LAYOUTS: dict[int, Layout] = {2: "bd", 3: "btd", 4: "bchw"}
 _CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_NESTED = (
+    "in evaluation its tensors are nested, by the fast path for padded batches; "
+    "build the encoder with enable_nested_tensor=False"
+)
+_FORWARD, _GRADIENT = slice(len(telemetry.FORWARD_METRICS)), telemetry.COLUMN["gradient_norm"]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_outside_compiled: Callable[..., Callable[[_Function], _Function]] = partial(
+    torch.compiler.disable, reason="what grows at a site is no part of the compiled host"
+)
 
 
 class SiteFacts(NamedTuple):
@@ -48,7 +63,6 @@ class KasminaLayer(nn.Module):
     """
 
     health: Tensor
-    samples: Tensor
 
     def __init__(self, path: str, kind: SiteKind, chunks: int, site: nn.Module) -> None:
         """Start unprobed: the first batch tells the site's shape."""
@@ -66,7 +80,9 @@ class KasminaLayer(nn.Module):
         self.sampling = False
         self.live: tuple[Graft, ...] = ()
         self.register_buffer("health", torch.zeros(chunks, len(telemetry.METRICS)), persistent=False)
-        self.register_buffer("samples", torch.zeros(len(telemetry.METRICS)), persistent=False)
+        # Counted without asking the device.
+        self.samples = np.zeros(len(telemetry.METRICS))
+        self.readings = Readings(chunks)
 
     @property
     def site(self) -> nn.Module:
@@ -78,11 +94,26 @@ class KasminaLayer(nn.Module):
         """The feature dimension of the output."""
         return 1 if self.facts is not None and self.facts.layout == "bchw" else -1
 
+    @_outside_compiled(recursive=False)
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        """Observe, and blend what is live; None leaves the output as it is."""
-        if not (self.probing or self.sampling or self.live):
+        """Observe, and blend what is live; None leaves the output as it is.
+
+        In a host under `torch.compile` the graph breaks here, and the hook runs between two compiled pieces: those stay
+        as they are whatever grows, and a fault of a child is contained as in an eager host. Traced into the host it
+        would cost nothing while dormant, but every graft would compile anew what it sits in.
+        """
+        if self.probing or self.live:
+            return self._act(module, args, kwargs, output)
+        if self.sampling and module.training:
+            self._read(output)
+        return None
+
+    @_outside_compiled()
+    def _act(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        y, x = first_tensor(output), first_input(args, kwargs)
+        if y is not None and y.is_nested:
+            self._bypass_nested()
             return None
-        y, x = _first_tensor(output), _first_input(args, kwargs)
         if self.probing:
             self._probe(module, x, y)
         if y is None or self.facts is None:
@@ -92,7 +123,7 @@ class KasminaLayer(nn.Module):
         result = self._blend(x, y) if self.live else y
         if self.probing and y is not x:
             result = self._watch(result)
-        return _replace_first(output, result) if result is not y else None
+        return replace_first(output, result) if result is not y else None
 
     def refresh(self) -> None:
         """Recompute which grafts the hook must run."""
@@ -107,7 +138,8 @@ class KasminaLayer(nn.Module):
     def _blend(self, x: Tensor | None, y: Tensor) -> Tensor:
         out, copied, dim = y, False, self.dim
         for graft in self.live:
-            added = graft.contribution(x, y, dim)
+            with _kept_whole():
+                added = graft.contribution(x, y, dim)
             if added is None:
                 continue
             if graft.width is None:
@@ -119,23 +151,55 @@ class KasminaLayer(nn.Module):
             self.refresh()
         return out
 
+    @_outside_compiled()
+    def _read(self, output: Any) -> None:
+        """Sample a dormant site."""
+        y = first_tensor(output)
+        if y is not None and self.facts is not None and not y.is_nested:
+            self._sample(y)
+
     def _sample(self, y: Tensor) -> None:
-        with torch.no_grad():
-            stats = telemetry.chunk_statistics(telemetry.thinned(telemetry.as_rows(y, self.dim)), self.chunks)
-            self.health[:, : stats.shape[1]] += stats
-            self.samples[: stats.shape[1]] += 1
+        if y.numel() == 0:
+            return  # An expert without tokens has nothing to tell.
+        if not _recomputing():
+            self.readings.read_activation(y.detach(), self.dim)
+            self.samples[_FORWARD] += 1
         if y.requires_grad and torch.is_grad_enabled():
             y.register_hook(self._sample_gradient)  # type: ignore[no-untyped-call]
 
     def _sample_gradient(self, grad: Tensor) -> None:
-        norms = telemetry.chunk_gradient_norms(telemetry.as_rows(grad, self.dim), self.chunks)
-        self.add_health("gradient_norm", norms)
+        self.readings.read_gradient(grad, self.dim)
+        self.samples[_GRADIENT] += 1
+
+    def drain_health(self) -> Tensor:
+        """Return the mean health since the last call, [chunks, metrics] on the CPU; NaN where not sampled."""
+        statistics, norms = self.readings.take_statistics(), self.readings.take_norms()
+        if statistics is not None:
+            self.health[:, _FORWARD] += statistics
+        if norms is not None:
+            self.health[:, _GRADIENT] += norms
+        mean = self.health.cpu() / torch.from_numpy(self.samples).float()
+        self.health.zero_()
+        self.samples[:] = 0
+        return mean
+
+    def take_health(self, mean_SM: Tensor) -> None:
+        """Replace the health since the last drain by a mean, [chunks, metrics], NaN where not sampled."""
+        self.health.copy_(mean_SM.nan_to_num(0.0))
+        self.samples[:] = (~mean_SM.isnan()).any(0).numpy()
 
     def add_health(self, metric: str, values: Tensor | float) -> None:
         """Add one sample of a metric, per chunk or the same for all."""
         column = telemetry.COLUMN[metric]
         self.health[:, column] += values
         self.samples[column] += 1
+
+    def _bypass_nested(self) -> None:
+        if self.probing:
+            self.refusal = _NESTED
+        for graft in self.live:
+            graft.fail(Fault.WRONG_SHAPE, _NESTED)
+        self.refresh()
 
     def _probe(self, module: nn.Module, x: Tensor | None, y: Tensor | None) -> None:
         self.fired[module.training] = True
@@ -144,6 +208,8 @@ class KasminaLayer(nn.Module):
             return
         if self.facts is None:
             self._take_facts(module, x, y)
+        else:
+            self._check_facts(y)
         if y is x and y.requires_grad and torch.is_grad_enabled():
             y.register_hook(self._see_gradient)  # type: ignore[no-untyped-call]
 
@@ -166,6 +232,8 @@ class KasminaLayer(nn.Module):
         layout = _LAYOUTS.get(y.dim())
         if layout is None or (layout == "bchw" and not _is_convolutional(module)):
             self.refusal = f"its output has shape {tuple(y.shape)}; [B, D], [B, T, D] or [B, C, H, W] is needed"
+            if y.dim() == 4:
+                self.refusal += ", the latter from a convolution or a 2-d normalisation"
             return
         if layout == "btd" and isinstance(module, _CHANNELS_SECOND):
             self.refusal = f"its output has shape {tuple(y.shape)} with the features on axis 1; they must come last"
@@ -179,6 +247,16 @@ class KasminaLayer(nn.Module):
         same_grid = x is not None and x.dim() == y.dim() and _grid(x, axis) == _grid(y, axis)
         input_width = x.shape[axis] if x is not None and x.dim() == y.dim() else 0
         self.facts = SiteFacts(layout, width, input_width, max(1, y[0].numel() // width), same_grid)
+
+    def _check_facts(self, y: Tensor) -> None:
+        """Refuse a module that is used again on something else, as a shared activation function is."""
+        assert self.facts is not None
+        found = (_LAYOUTS.get(y.dim()), y.shape[self.dim] if y.dim() > 1 else 0)
+        if self.refusal is None and found != (self.facts.layout, self.facts.width):
+            self.refusal = (
+                f"it runs on several kinds of features: {self.facts.width} in layout {self.facts.layout}, "
+                f"then an output of shape {tuple(y.shape)}"
+            )
 
     def finish_probe(self) -> str | None:
         """End probing; return why the site is refused, or None."""
@@ -205,6 +283,26 @@ def require_chunks(path: str, chunks: int, width: int) -> None:
         )
 
 
+def _recomputing() -> bool:
+    """Whether a backward pass runs this forward again, as gradient checkpointing does."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _kept_whole() -> AbstractContextManager[None]:
+    """Under gradient checkpointing, let a child keep its own activations.
+
+    Checkpointing counts what a forward saves and refuses a second run that saves less. So a child that failed in the
+    first run, and is bypassed in the second, must not take part in that count.
+    """
+    if torch.compiler.is_exporting() or torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _grid(t: Tensor, axis: int) -> tuple[int, ...]:
     shape = list(t.shape)
     del shape[axis]
@@ -212,23 +310,5 @@ def _grid(t: Tensor, axis: int) -> tuple[int, ...]:
 
 
 def _is_convolutional(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm | nn.Identity) for m in module.modules())
-
-
-def _first_tensor(output: Any) -> Tensor | None:
-    value = output[0] if isinstance(output, tuple | list) and output else output
-    return value if isinstance(value, Tensor) and value.is_floating_point() else None
-
-
-def _first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    return None
-
-
-def _replace_first(output: Any, value: Tensor) -> Any:
-    if isinstance(output, Tensor):
-        return value
-    rest = (value, *output[1:])
-    return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.Identity)
+    return any(isinstance(m, kinds) or type(m).__name__.endswith("Norm2d") for m in module.modules())

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import torch
 from torch import nn
 
 from esper.leyline.errors import SiteError
@@ -27,8 +28,8 @@ def site_kind(path: str, module: nn.Module) -> SiteKind:
         'linear'
     """
     type_name, name = type(module).__name__.lower(), path.rpartition(".")[2].lower()
-    # `Conv1D` of the transformers library is a linear layer; PyTorch's `Conv1d` is not.
-    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+    # `Conv1D` of the transformers library and `Linear` of PyTorch Geometric are linear; PyTorch's `Conv1d` is not.
+    if isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear"):
         return "linear"
     if isinstance(module, nn.Conv2d):
         return "conv2d"
@@ -96,6 +97,17 @@ def is_time_major(host: nn.Module, path: str) -> bool:
     around = [host.get_submodule(".".join(names[:depth])) for depth in range(len(names) + 1)]
     beside = [child for module in around for child in module.children()]
     return any(getattr(module, "batch_first", None) is False for module in around + beside)
+
+
+def fused_sites(host: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Return the encoder layers whose fused evaluation PyTorch leaves when a hook sits at one of `paths`.
+
+    Seeds that nobody uses then still change no bit of training; evaluation equals the fused path's to rounding.
+    """
+    if not torch.backends.mha.get_fastpath_enabled():
+        return []
+    layers = [path for path, module in host.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    return [layer for layer in layers if any(f"{path}.".startswith(f"{layer}.") or not layer for path in paths)]
 
 
 def tied_sites(host: nn.Module, paths: Iterable[str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What the seeds do between boundaries: sample health, move alpha, count steps."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.optim import AdamW
 from esper.kasmina.bank import SeedBank
 from esper.kasmina.graft import Graft
 from esper.kasmina.layer import KasminaLayer
+from esper.kasmina.readings import digest
 from esper.kasmina.strategies import GraftingStrategy, GraftObservation, make_strategy
 from esper.leyline.events import Fault
 from esper.leyline.ids import SeedId
@@ -24,14 +26,21 @@ class SeedStepper:
     def __init__(self, bank: SeedBank) -> None:
         """Start without strategies: they are made, or restored from the records, when first needed."""
         self.bank = bank
+        self._sampling: bool | None = None
         self._strategies: dict[SeedId, GraftingStrategy] = {}
         self._pretrainers: dict[SeedId, AdamW] = {}
+        self.average: Callable[[Sequence[Graft]], object] = lambda grafts: None
         self._saved: dict[str, Any] = {}
 
     def begin(self, step: int) -> None:
         """Open or close the sampling of health for this step."""
         every = self.bank.config.telemetry_every
         sampling = every > 0 and step % every == 0
+        if self._sampling:
+            digest(layer.readings for layer in self.bank.all_layers())
+        if sampling is self._sampling:
+            return
+        self._sampling = sampling
         for layer in self.bank.all_layers():
             layer.sampling = sampling
 
@@ -45,18 +54,21 @@ class SeedStepper:
 
     def end(self, loss: float) -> None:
         """Finish a training step: own updates of reconstruction, ramps, stage clocks."""
+        learning: dict[SeedId, Graft] = {}
         for seed, record in self.bank.records.items():
             record.tick()
-            state = SeedState(record.state)
-            if state is SeedState.TRAINING:
-                self._pretrain(seed)
+            state, graft = SeedState(record.state), self.bank.graft(seed)
+            if state is SeedState.TRAINING and graft is not None and graft.objective == "reconstruction":
+                learning[seed] = graft
             elif state is SeedState.GRAFTING:
                 self._ramp(seed, loss)
+        self._pretrain(learning)
 
     def forget(self, seed: SeedId) -> None:
         """Drop what is kept for a seed whose child is gone."""
         self._strategies.pop(seed, None)
         self._pretrainers.pop(seed, None)
+        self._saved.pop(str(seed), None)
 
     def _ramp(self, seed: SeedId, loss: float) -> None:
         graft, record, layer = self.bank.graft(seed), self.bank.records[seed], self.bank.layer(seed.layer)
@@ -77,21 +89,27 @@ class SeedStepper:
             self._strategies[seed] = strategy
         return self._strategies[seed]
 
-    def _pretrain(self, seed: SeedId) -> None:
-        graft = self.bank.graft(seed)
-        if graft is None or graft.pending is None:
-            return
-        optimizer = self._pretrainer(seed, graft)
+    def _pretrain(self, learning: dict[SeedId, Graft]) -> None:
+        for seed, graft in learning.items():
+            self._learn(seed, graft)
+        self.average(list(learning.values()))
+        for seed, graft in learning.items():
+            # Without a gradient there was no loss, or the child failed, on every rank.
+            if any(p.grad is not None for p in graft.child.parameters()):
+                self._pretrainer(seed, graft).step()
+            graft.child.zero_grad()
+
+    def _learn(self, seed: SeedId, graft: Graft) -> None:
+        graft.child.zero_grad()
         loss, graft.pending = graft.pending, None
-        optimizer.zero_grad()
+        if loss is None:
+            return
         try:
             loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # whatever the kernel raises, the host must go on
             graft.fail(Fault.RAISED, f"{type(error).__name__} in its own backward pass: {error}")
+            graft.child.zero_grad()
             self.bank.layer(seed.layer).refresh()
-        else:
-            optimizer.step()
-        optimizer.zero_grad()
 
     def _pretrainer(self, seed: SeedId, graft: Graft) -> AdamW:
         if seed not in self._pretrainers:
@@ -103,19 +121,23 @@ class SeedStepper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizers of reconstruction training; everything else is in the seeds' records."""
-        return {str(seed): optimizer.state_dict() for seed, optimizer in self._pretrainers.items()}
+        running = {str(seed): optimizer.state_dict() for seed, optimizer in self._pretrainers.items()}
+        return self._saved | running
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned; each optimizer is restored when its seed next trains."""
         self._saved = dict(state)
 
+    def restart(self, state: dict[str, Any]) -> None:
+        """Take back an earlier state in the middle of a run: what is alive is made anew, from it and the records."""
+        self._strategies.clear()
+        self._pretrainers.clear()
+        self.load_state_dict(state)
+
 
 def drain_health(layer: KasminaLayer) -> Tensor:
     """Return the layer's mean health since the last call, [chunks, metrics] on the CPU; NaN where not sampled."""
-    mean = (layer.health / layer.samples).cpu()
-    layer.health.zero_()
-    layer.samples.zero_()
-    return mean
+    return layer.drain_health()
 
 
 def _rms_gradient(module: nn.Module) -> float:

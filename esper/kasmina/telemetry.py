@@ -3,6 +3,7 @@
 Shapes: y is [N, F] after flattening (N samples, F features); results are [S], one row per chunk.
 """
 
+import math
 from types import MappingProxyType
 
 import torch
@@ -18,8 +19,10 @@ METRICS = (
 )
 COLUMN = MappingProxyType({name: index for index, name in enumerate(METRICS)})
 FORWARD_METRICS = METRICS[:4]
-MAX_ROWS = 512
-"""Most samples that one reading of a layer's statistics uses."""
+MAX_ROWS, MIN_ROWS = 128, 32
+"""Most samples that one reading of a layer's statistics uses, and most in a layer too wide for `MAX_VALUES`."""
+MAX_VALUES = 2**13
+"""Most values of one reading, where that leaves `MIN_ROWS`."""
 DEAD_VARIANCE = 1e-10
 """A feature whose variance over the samples is below this is dead."""
 
@@ -41,9 +44,22 @@ def as_rows(y: Tensor, dim: int) -> Tensor:
     return y.detach().movedim(dim, -1).reshape(-1, y.shape[dim]).float()
 
 
-def thinned(rows_NF: Tensor) -> Tensor:
-    """Return at most `MAX_ROWS` rows, evenly spread: moments of a few hundred samples are as good for health."""
-    return rows_NF[:: -(-len(rows_NF) // MAX_ROWS)]
+def sampled_rows(y: Tensor, dim: int) -> Tensor:
+    """Return some rows of `as_rows(y, dim)`, evenly spread, as a copy.
+
+    Their number is bounded by `MAX_ROWS`, `MIN_ROWS` and `MAX_VALUES`: means over that many samples are as good for
+    health as those over all.
+    """
+    features = y.shape[dim]
+    most = min(MAX_ROWS, max(MIN_ROWS, MAX_VALUES // features))
+    if y.dim() == 4:
+        each = math.ceil(math.sqrt(y.numel() / features / most)) or 1
+        y = y[:, :, ::each, ::each]
+    rows_NF = (y if dim == -1 else y.movedim(dim, -1)).reshape(-1, features)
+    # A copy: the host may go on to change its activation in place, and what is kept must not keep the whole.
+    spread = rows_NF.unfold(0, 1, math.ceil(len(rows_NF) / most) or 1)
+    rows: Tensor = spread.squeeze(-1).to(torch.float32, copy=True)
+    return rows
 
 
 def chunk_statistics(rows_NF: Tensor, chunks: int) -> Tensor:
@@ -55,23 +71,45 @@ def chunk_statistics(rows_NF: Tensor, chunks: int) -> Tensor:
         >>> chunk_statistics(torch.tensor([[1.0, 1.0, 5.0, 5.0], [3.0, 3.0, 5.0, 5.0]]), 2).tolist()
         [[2.0, 1.0, 0.0, 1.0], [5.0, 0.0, 1.0, 0.0]]
     """
-    mean_F = rows_NF.mean(0)
-    centred_NF = rows_NF - mean_F
-    # Twice as fast on a CPU as `var_mean` along the first dimension.
-    variance_F = centred_NF.square().mean(0)
-    alive_F = variance_F >= DEAD_VARIANCE
-    z_NF = centred_NF.mul_(torch.where(alive_F, variance_F.clamp_min(DEAD_VARIANCE).rsqrt(), 0.0))
-    columns_4F = torch.stack([mean_F, variance_F, alive_F.float(), torch.ones_like(mean_F)])
-    mean, variance, alive, count = sum_chunks(columns_4F, chunks)
-    correlation = (sum_chunks(z_NF, chunks).square().mean(0) - alive) / (alive * (alive - 1)).clamp_min(1.0)
-    return torch.stack(
-        [mean / count, variance / count, 1.0 - alive / count, torch.where(alive > 1, correlation, 0.0)], dim=1
-    )
+    return statistics_of(chunk_moments(rows_NF[None], chunks), rows_NF.shape[1])[0]
 
 
-def chunk_gradient_norms(rows_NF: Tensor, chunks: int) -> Tensor:
-    """Return [S]: Euclidean norm of the activation's gradient over each chunk."""
-    return sum_chunks(rows_NF.square().sum(0), chunks).sqrt()
+def chunk_moments(rows_LNF: Tensor, chunks: int) -> Tensor:
+    """Return [L, 4, S]: the sums that the statistics of L readings are made of.
+
+    Sums over a chunk's features of mean, variance and whether it is alive, and `mean((sum z)^2)`.
+    """
+    mean_LF = rows_LNF.mean(1)
+    centred_LNF = rows_LNF - mean_LF[:, None]
+    # Many times as fast on a CPU as `var_mean` along a dimension before the last.
+    variance_LF = centred_LNF.square().mean(1)
+    alive_LF = variance_LF >= DEAD_VARIANCE
+    scale_LF = torch.where(alive_LF, variance_LF.rsqrt(), 0.0)
+    sums_L3S = sum_chunks(torch.stack([mean_LF, variance_LF, alive_LF.float()], dim=1), chunks)
+    # A product with a vector is one pass over the rows; by chunks there is no such product.
+    if chunks == 1:
+        total_LNS = centred_LNF @ scale_LF[:, :, None]
+    else:
+        total_LNS = sum_chunks(centred_LNF.mul_(scale_LF[:, None]), chunks)
+    moments: Tensor = torch.cat([sums_L3S, total_LNS.square().mean(1, keepdim=True)], dim=1)
+    return moments
+
+
+def statistics_of(moments: Tensor, features: int) -> Tensor:
+    """Return [..., S, 4], the statistics of `chunk_statistics`, from moments [..., 4, S]."""
+    mean, variance, alive, spread = moments.unbind(-2)
+    chunks = moments.shape[-1]
+    count = sum_chunks(moments.new_ones(features), chunks)
+    correlation = torch.where(alive > 1, (spread - alive) / (alive * (alive - 1)).clamp_min(1.0), 0.0)
+    return torch.stack([mean / count, variance / count, 1.0 - alive / count, correlation], dim=-1)
+
+
+def chunk_gradient_norms(grad: Tensor, dim: int, chunks: int) -> Tensor:
+    """Return [S]: Euclidean norm of the activation's gradient over each chunk of its dimension `dim`."""
+    if chunks == 1:
+        norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.float32)
+        return norm.reshape(1)
+    return sum_chunks(as_rows(grad, dim).square().sum(0), chunks).sqrt()
 
 
 def sum_chunks(values: Tensor, chunks: int) -> Tensor:

@@ -17,7 +17,7 @@ from esper.leyline.events import SeedTransitioned
 from esper.leyline.ids import SeedId
 from esper.leyline.states import Reason, SeedCommand, SeedState, next_state
 
-_NO_EMBARGO = frozenset({Reason.OUTCOMPETED, Reason.USER_CANCELLED, Reason.RUN_ENDED})
+_NO_EMBARGO = frozenset({Reason.OUTCOMPETED, Reason.USER_CANCELLED, Reason.RUN_ENDED, Reason.EMERGENCY})
 _C = SeedCommand
 
 

@@ -13,6 +13,8 @@ EsperError
 ├── KernelError (RuntimeError)        a kernel failed to load or to run
 ├── CheckpointError (RuntimeError)    a checkpoint or saved model cannot be trusted
 ├── StateCorruption (RuntimeError)    the seeds' own state failed its checksum
+├── RollbackError (RuntimeError)      a run cannot go back to a good state
+├── DistributedError (RuntimeError)   the processes of one run differ, or one of them is gone
 ├── DataError (ValueError)            data are missing or not split as needed
 └── OutputError (OSError)             a result cannot be written where asked
 ```
@@ -79,6 +81,14 @@ class CheckpointError(EsperError, RuntimeError):
 
 class StateCorruption(EsperError, RuntimeError):
     """The seeds' state arrays failed their checksum."""
+
+
+class RollbackError(EsperError, RuntimeError):
+    """A run must go back, and no good snapshot of it is left."""
+
+
+class DistributedError(EsperError, RuntimeError):
+    """The processes of one run no longer hold the same state, or one of them is gone or silent."""
 
 
 class DataError(EsperError, ValueError):

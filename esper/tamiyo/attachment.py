@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from esper.kasmina.bank import SeedBank
 from esper.kasmina.config import KasminaConfig
@@ -13,6 +14,7 @@ from esper.tolaria.module import TolariaModule
 
 BANK_NAME = "esper"
 _CLIPPING = "configure_gradient_clipping"
+_IGNORES = "_ddp_params_and_buffers_to_ignore"
 
 
 class Attachment:
@@ -30,6 +32,7 @@ class Attachment:
         self.module, self.morphable, self.parent, self.name = module, morphable, parent, name
         self.bank = morphable.bank
         self._own_clipping = False
+        self._user_ignores = tuple(getattr(module, _IGNORES, ()))
 
     @classmethod
     def find_or_make(cls, module: LightningModule, config: KasminaConfig, targets: Targets) -> "Attachment":
@@ -55,6 +58,20 @@ class Attachment:
     def show(self) -> None:
         """Put the bank back."""
         self.parent._modules[self.name] = self.bank
+
+    def keep_from_wrapper(self) -> None:
+        """Keep the bank out of what a distributed wrapper will reduce and broadcast: Esper averages it by itself."""
+        vars(self.module)[_IGNORES] = [*self._user_ignores, *self._own_names()]
+
+    def follow_in_wrapper(self, wrapper: nn.Module | None) -> None:
+        """Do the same for what has grown since, in the wrapper that is at work."""
+        if isinstance(wrapper, DistributedDataParallel):
+            wrapper.parameters_to_ignore = {*self._user_ignores, *self._own_names()}
+
+    def _own_names(self) -> list[str]:
+        own = {id(t) for t in (*self.bank.parameters(), *self.bank.buffers())}
+        named = (*self.module.named_parameters(), *self.module.named_buffers())
+        return [name for name, tensor in named if id(tensor) in own]
 
     def finish_probing(self) -> dict[str, str]:
         """End the probing of every layer that a batch has passed through; return what was refused just now."""

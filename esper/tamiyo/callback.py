@@ -29,13 +29,19 @@ from esper.tamiyo.attachment import Attachment
 from esper.tamiyo.boundary import Boundary
 from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.controller import TamiyoController
+from esper.tamiyo.council import Council, unwrapped
+from esper.tamiyo.emergency import Emergency
 from esper.tamiyo.journal import Journal
+from esper.tamiyo.resumption import Resumption
 from esper.tamiyo.support import require_supported
 from esper.tamiyo.tally import Tally
-from esper.tolaria.checkpoint import describe, random_state, restore_random_state, verify
+from esper.tolaria.atomic import use_atomic_files
+from esper.tolaria.checkpoint import describe, migrate, random_state, verify
 from esper.tolaria.clipping import SeparateClipping
 from esper.tolaria.optimizers import BirthWarmUp, take_children_out, verify_groups
 from esper.tolaria.parts import decision_batches, loss_of, validates
+from esper.tolaria.rank_state import KEY, gather_states, own_state
+from esper.tolaria.sharded import CHILDREN, ShardedFiles, children_state, is_sharded, whole_tensors
 
 _FALLBACK_STEPS = 1000
 
@@ -51,7 +57,7 @@ class Tamiyo(Callback):
         policy: `off`, `random`, `schedule` or `heuristic`.
         targets: where seeds sit: module types, globs over module paths, or a predicate.
         store: where kernels come from; None builds them on a background thread.
-        bus: called with every event.
+        bus: called with every event, on rank 0.
         seeds_per_layer: chunks of each layer's features.
         kasmina: settings of the seeds, `KasminaConfig` or a dict of its keys.
         settings: further settings of the controller, `TamiyoConfig` or a dict of its keys.
@@ -101,10 +107,15 @@ class Tamiyo(Callback):
         self._attachment: Attachment | None = None
         self._stepper: SeedStepper | None = None
         self._boundary: Boundary | None = None
+        self._emergency: Emergency | None = None
+        self._council: Council | None = None
+        self._files: ShardedFiles | None = None
         self._journal: Journal | None = None
         self._saved: dict[str, Any] = {}
+        self._saved_here: dict[str, Any] = {}
         self._saved_groups: list[dict[str, Any]] | None = None
         self._probed = False
+        self._resumption = Resumption()
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -133,25 +144,37 @@ class Tamiyo(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach seeds, so that a checkpoint's grown weights find their place."""
+        use_atomic_files(trainer)
         if self._attachment is None or self._attachment.module is not pl_module:
             self._attachment = Attachment.find_or_make(pl_module, self.kasmina, self.targets)
-            self._make_controller()
+            self._make_controller(trainer.is_global_zero)
+        if trainer.world_size > 1:
+            self._attachment.keep_from_wrapper()
+        self._files = ShardedFiles(trainer.strategy, self.bank, self._follow)
 
-    def _make_controller(self) -> None:
+    def _make_controller(self, first_rank: bool) -> None:
         if self.controller is None or not self._given_controller:
             self.controller = TamiyoController(self.morphable, self.config, store=self.store)
         if self._saved:
             self._restore(self._saved)
         self._stepper = SeedStepper(self.bank)
-        self.controller.listeners += [listener for listener in (self.bus, self._write) if listener is not None]
+        listeners = (self.bus if first_rank else None, self._write)
+        self.controller.listeners += [listener for listener in listeners if listener is not None]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Verify; hide the children while `configure_optimizers` runs: their groups are added after it, in order."""
+        """Verify what was read."""
         resuming = trainer.state.fn is TrainerFn.FITTING
-        verify(checkpoint, resuming=resuming)
+        sharded = is_sharded(trainer.strategy)
+        if not sharded:
+            verify(checkpoint, resuming=resuming)
+        self._saved_here = own_state(checkpoint, trainer.global_rank, trainer.world_size) if resuming else {}
         if resuming and self._attachment is not None:
-            self._attachment.hide()
-            self._saved_groups = checkpoint["optimizer_states"][0]["param_groups"]
+            migrate(checkpoint)
+            self._resumption.load(checkpoint, self._saved_here)
+            if sharded:
+                self._resume_late(trainer)
+            else:
+                self._saved_groups = checkpoint["optimizer_states"][0]["param_groups"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the children to the optimizer that `configure_optimizers` made for the host."""
@@ -159,16 +182,18 @@ class Tamiyo(Callback):
         require_supported(trainer, pl_module, judges=self.config.policy != "off" and self.decision_loader is None)
         attachment.show()
         attachment.bank.to(pl_module.device)
-        self._journal = Journal(self.output_dir or trainer.log_dir or trainer.default_root_dir)
+        folder = self.output_dir or trainer.log_dir or trainer.default_root_dir
+        assert self._stepper is not None
+        self._council = council = Council.of(trainer, controller, self._stepper)
+        self._journal = council.ranks.on_zero(lambda: Journal(folder, self._resumption.cursor))
         total = trainer.estimated_stepping_batches
         if not math.isfinite(total):
             rank_zero_info(f"Esper: the run has no set length; fractions of it are taken of {_FALLBACK_STEPS} steps.")
         controller.total_steps = int(total) if math.isfinite(total) else _FALLBACK_STEPS
-        self._probed = False
+        self._probed = self._resumption.has_stepped
         batches = lambda: iter(self.decision_loader or decision_batches(trainer, pl_module))  # noqa: E731
         scale = self.child_lr_scale
-        self._boundary = Boundary(trainer, attachment, controller, self.tally, batches, child_lr_scale=scale)
-        self._boundary.evidence.forward_samples = self._saved.get("decision_samples", 0)
+        self._boundary = Boundary(trainer, attachment, controller, self.tally, batches, council, child_lr_scale=scale)
         if not is_overridden("configure_gradient_clipping", pl_module):
             attachment.replace_clipping(SeparateClipping())
         take_children_out(trainer.optimizers[0], attachment.bank)
@@ -178,19 +203,48 @@ class Tamiyo(Callback):
             self._saved_groups = None
         self.warm_up.attach(trainer.optimizers[0])
         controller.refetch()
+        self._resumption.fit_start(trainer, attachment.bank, self._boundary)
+        self._emergency = Emergency(self._boundary, self._stepper, controller.config.rollback)
+
+    def _follow(self) -> None:
+        if self._boundary is not None:
+            self._boundary.follow()
+
+    def _resume_late(self, trainer: Trainer) -> None:
+        """Do what `on_fit_start` does in a resumed run: a sharded host reads its checkpoint after that hook."""
+        attachment, controller = self._ready()
+        assert self._boundary is not None
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = Journal(self._journal.folder, self._resumption.cursor)
+        self._probed = self._resumption.has_stepped
+        controller.refetch()
+        self._resumption.fit_start(trainer, attachment.bank, self._boundary)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After a resume, put the random state back to what it was when the checkpoint was written."""
-        if "random" in self._saved:
-            restore_random_state(self._saved["random"])
-        self._saved = {}
+        """After a resume, go to the very place where the checkpoint was written."""
+        random = (self._saved | self._saved_here).get("random")
+        if "decision_samples" in self._saved and self._boundary is not None:
+            self._boundary.evidence.forward_samples = self._saved["decision_samples"]
+        self._saved, self._saved_here = {}, {}
+        self._resumption.train_start(trainer, pl_module, random)
+        assert self._council is not None
+        self._council.compare(pl_module, "at the start of training")
 
     # --- step ---------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Open or close the sampling of health."""
-        assert self._stepper is not None
+        """Take the snapshot that is due; open or close the sampling of health."""
+        assert self._stepper is not None and self._emergency is not None
+        self._resumption.whereabouts.step_begun()
+        self._emergency.before_batch(self._moment(trainer), batch_idx)
         self._stepper.begin(trainer.global_step)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Average the children's gradients over the ranks, before anything unscales or clips them."""
+        assert self._council is not None
+        if not trainer.fit_loop._should_accumulate():
+            self._council.gradients()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Sample gradients before they are clipped."""
@@ -200,15 +254,21 @@ class Tamiyo(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move alphas and clocks once per optimizer step."""
-        loss = loss_of(outputs)
+        """Go back if something went wrong; move alphas and clocks once per optimizer step."""
+        assert self._emergency is not None
+        if not self._emergency.after_batch(outputs, self._moment(trainer)):
+            self._count(trainer, loss_of(outputs))
+        self._resumption.whereabouts.step_counted(trainer)
+
+    def _count(self, trainer: Trainer, loss: float) -> None:
         if not self.tally.add(loss, step=trainer.global_step):
             return
-        assert self._stepper is not None
-        self._stepper.end(loss)
+        assert self._stepper is not None and self._council is not None
+        self._stepper.end(self._council.loss(loss))
         if not self._probed:
             self._probed = True
             _, controller = self._ready()
+            self._council.probes()
             controller.prepare(self._moment(trainer))
 
     # --- boundary -----------------------------------------------------------------------------------------------
@@ -217,6 +277,7 @@ class Tamiyo(Callback):
         """A boundary: observe, decide, apply."""
         if trainer.state.fn is TrainerFn.FITTING and not trainer.sanity_checking:
             self._at_boundary(trainer, final=False)
+            self._resumption.whereabouts.boundary_done(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A boundary, for a run that does not validate but was given a decision loader."""
@@ -226,10 +287,14 @@ class Tamiyo(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last boundary: judge what can be judged, remove the rest."""
         self._at_boundary(trainer, final=True)
+        self._resumption.whereabouts.ended = True
 
     def _at_boundary(self, trainer: Trainer, *, final: bool) -> None:
-        assert self._boundary is not None
-        self._boundary(self._moment(trainer), final=final)
+        assert self._boundary is not None and self._emergency is not None
+        moment = self._moment(trainer)
+        if self._emergency.before_boundary(moment) and not final:
+            return
+        self._emergency.after_boundary(self._boundary(moment, final=final), moment)
 
     def _write(self, message: Message) -> None:
         if isinstance(message, SeedTransitioned) and message.target not in WITH_CHILD and self._stepper is not None:
@@ -241,7 +306,18 @@ class Tamiyo(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add digests and the readable topology; the weights' own copy of it travels in the state dict."""
-        checkpoint["esper"] = describe(self.bank, checkpoint["state_dict"])
+        if self._attachment is None:
+            return  # The run failed before it began, and another callback saves that.
+        state = whole_tensors(checkpoint["state_dict"]) if trainer.is_global_zero else {}
+        checkpoint["esper"] = describe(self.bank, state)
+        run = self._resumption.save(trainer, pl_module, self.bank, self._boundary)
+        if self._council is not None:
+            own = {"random": random_state(), "loss": self.tally.state_dict()["loss"], "run": run}
+            checkpoint["esper"][KEY] = gather_states(self._council.ranks, own)
+        if is_sharded(trainer.strategy):
+            checkpoint["esper"][CHILDREN] = children_state(trainer.optimizers[0])
+        assert self.controller is not None
+        checkpoint["esper"]["run"] = run | self._resumption.journal(self._journal, self.controller.run_id)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data: the controller, the random state, the history."""
@@ -256,8 +332,14 @@ class Tamiyo(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Take back what `state_dict` returned.
+
+        From here on the children are hidden: `configure_optimizers` comes next, and their groups are added after it, in
+        order.
+        """
         self._saved = dict(state_dict)
+        if self._saved_groups is not None and self._attachment is not None:
+            self._attachment.hide()
         if self.controller is not None and state_dict:
             self._restore(state_dict)
 
@@ -266,7 +348,7 @@ class Tamiyo(Callback):
         self.controller.load_state_dict(state["controller"])
         if self._stepper is not None:
             self._stepper.load_state_dict(state["steps"])
-        self.tally.load_state_dict(state)
+        self.tally.load_state_dict(state | {k: v for k, v in self._saved_here.items() if k == "loss"})
 
     # --- end ----------------------------------------------------------------------------------------------------
 
@@ -275,14 +357,20 @@ class Tamiyo(Callback):
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go on an interrupted run too: Lightning does not call `teardown` then."""
+        """Save and let go on an interrupted run too: Lightning does not call `teardown` then."""
+        self._resumption.failed(trainer, exception)
         self._release()
 
     def _release(self) -> None:
+        self._resumption.release()
+        if self._files is not None:
+            self._files.release()
         self.warm_up.detach()
         if self._attachment is not None:
             self._attachment.show()
             self._attachment.restore_clipping()
+        if self.controller is not None:
+            self.controller.use_store(unwrapped(self.controller.store))
         if self.controller is not None and self.store is None and not self._given_controller:
             self.controller.close()
         if self._journal is not None:

@@ -28,6 +28,35 @@ class Planting(Settings):
     params: int | None = Field(default=None, ge=1)
 
 
+class RollbackConfig(Settings):
+    """When a fit goes back to its last good snapshot, and what it then does.
+
+    Args:
+        window: snapshots that are kept, one per boundary; 0 switches rollback off.
+        memory_gb: most memory of all snapshots, in GiB; the oldest leave first, the newest always stays.
+        keep_on: where snapshots live: `cpu` memory, or the `same` device as the model.
+        spike: smallest robust z-score of a training loss that counts as a spike; None looks for none.
+        spike_patience: batches in a row that must be above it.
+        spike_window: losses that the score is taken over.
+        spike_minimum: losses that must be known before anything counts as a spike.
+        worsening: Tamiyo asks for a rollback when, with a child in effect, the decision loss is worse than at the first
+            boundary and above `1 + worsening` times what it was before that child; None never asks.
+        relapse_steps: a fault that comes back within so many steps of a rollback goes one snapshot further back.
+        conservative: training steps after a rollback without germination; below 1 a fraction of the run.
+    """
+
+    window: int = Field(default=5, ge=0)
+    memory_gb: float = Field(default=4.0, gt=0)
+    keep_on: Literal["cpu", "same"] = "cpu"
+    spike: float | None = Field(default=6.0, gt=0)
+    spike_patience: int = Field(default=5, ge=1)
+    spike_window: int = Field(default=50, ge=2)
+    spike_minimum: int = Field(default=20, ge=2)
+    worsening: float | None = Field(default=1.0, gt=0)
+    relapse_steps: int = Field(default=20, ge=1)
+    conservative: float = Field(default=0.05, ge=0)
+
+
 class TamiyoConfig(Settings):
     """How growth is decided. Steps are training steps; a number below 1 is a fraction of the run.
 
@@ -50,6 +79,7 @@ class TamiyoConfig(Settings):
         decision_samples: most paired samples of the decision part that a judgement uses.
         schedule: plantings of the `schedule` policy.
         seed: seed of random choices and of the children's initial weights.
+        rollback: when a fit goes back to its last good snapshot.
     """
 
     policy: Annotated[Literal["off", "random", "schedule", "heuristic"], BeforeValidator(_plain_off)] = "heuristic"
@@ -68,6 +98,7 @@ class TamiyoConfig(Settings):
     decision_samples: int = Field(default=32, ge=2)
     schedule: tuple[Planting, ...] = ()
     seed: int = Field(default=0, ge=0)
+    rollback: RollbackConfig = RollbackConfig()
 
 
 def steps_of(value: float, total: int) -> int:

@@ -15,7 +15,7 @@ from esper.leyline.events import DecisionMade, Fault, GraftFaulted, SeedTransiti
 from esper.leyline.ids import SeedId, new_id
 from esper.leyline.packets import SystemStatePacket
 from esper.leyline.reports import FINAL, Cost, Counterfactual, FieldReport
-from esper.leyline.states import SeedState
+from esper.leyline.states import IN_PROGRESS, Reason, SeedState
 from esper.tamiyo import by_hand, gate, observe
 from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.contracts import Decision, Observation
@@ -69,14 +69,21 @@ class TamiyoController:
         self.store = store if store is not None else LibraryKernelStore()
         self.writer = SeedWriter(self.bank, self.store, self._emit)
         self.evidence, self.total_steps = evidence, total_steps
+        self.agree: Callable[[Decision], Decision] = lambda decision: decision
         self.host_params = morphable.host_parameters()
         self.run_id = new_id()
         self.paused = False
+        self.calm_until = 0
         self.reports: list[FieldReport] = []
         self.losses: list[float] = []
         self.explanations: list[str] = []
         self.listeners: list[Callable[[Message], None]] = []
         self._packet: SystemStatePacket | None = None
+        self._rollback_request: str | None = None
+
+    def use_store(self, store: KernelStore) -> None:
+        """Take kernels from another store from now on."""
+        self.store = self.writer.store = store
 
     def pause(self) -> None:
         """Begin nothing new; what is under way goes on."""
@@ -85,6 +92,19 @@ class TamiyoController:
     def resume(self) -> None:
         """Allow germination again."""
         self.paused = False
+
+    def request_rollback(self, reason: str) -> None:
+        """Ask that the run go back to its last good snapshot; a fit does so at the end of the batch.
+
+        Args:
+            reason: one sentence for people.
+        """
+        self._rollback_request = reason
+
+    def take_rollback_request(self) -> str | None:
+        """Return the reason of a rollback that was asked for, once; None if none was."""
+        reason, self._rollback_request = self._rollback_request, None
+        return reason
 
     def step(
         self, packet: SystemStatePacket, *, final: bool = False
@@ -96,7 +116,7 @@ class TamiyoController:
             final: whether the run ends here: what can be judged is judged, the rest is removed.
 
         Returns:
-            What Tolaria must do, and the commands that were applied.
+            What Tolaria must do, and the commands that were applied; none when it must go back.
 
         Raises:
             StateCorruption: the seeds' state changed outside the life cycle.
@@ -104,6 +124,9 @@ class TamiyoController:
         self.bank.arrays.verify()
         if packet.validation_loss is not None:
             self.losses.append(packet.validation_loss)
+        reason = None if final else self.take_rollback_request() or self._alarm()
+        if reason:
+            return AdaptationSignal(emergency_rollback_required=True, reason=reason), []
         self._packet, applied = packet, []
         moment = Moment(packet.run_id, packet.current_epoch, packet.global_step)
         self._report_faults(moment)
@@ -118,6 +141,13 @@ class TamiyoController:
         changed = set(self.bank.grafted()) != before
         return AdaptationSignal(optimizer_rebuild_required=changed), applied
 
+    def _alarm(self) -> str:
+        """Return why the run must go back, as far as the decision losses tell; empty if it need not."""
+        living = self.bank.grafted()
+        working = [s for s, graft in living.items() if graft.strength > 0 and self.bank.state(s) in IN_PROGRESS]
+        before = [self.bank.records[seed].pre_metric for seed in working]
+        return gate.alarm(self.losses, before, self.config.rollback)
+
     def observe(self, moment: Moment, **numbers: Any) -> SystemStatePacket:
         """Return the packet of a boundary; `numbers` are those of `esper.tamiyo.observe.packet`."""
         return observe.packet(self.bank, self.writer, moment, last_decisions=self.explanations[-5:], **numbers)
@@ -129,6 +159,7 @@ class TamiyoController:
             decision = gate.advance(observation, self.config)
             if not decision.commands:
                 decision = self._germination(observation)
+        decision = self.agree(decision)
         if decision.explanation or decision.commands:
             self._explain(decision, moment)
         events = self.writer.apply(decision.commands, moment)
@@ -152,7 +183,7 @@ class TamiyoController:
             total_steps=self.total_steps,
             host_params=self.host_params,
             losses=tuple(self.losses),
-            paused=self.paused,
+            paused=self.paused or self._packet.global_step < self.calm_until,
             final=final,
         )
         wanted = [s.seed_id for s in gate.to_judge(observation) if s.seed_id not in self._packet.evidence]
@@ -274,6 +305,7 @@ class TamiyoController:
         return {
             "run_id": self.run_id,
             "paused": self.paused,
+            "calm_until": self.calm_until,
             "losses": list(self.losses),
             "explanations": list(self.explanations),
             "reports": [to_json(report) for report in self.reports],
@@ -281,9 +313,24 @@ class TamiyoController:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self.run_id, self.paused = state["run_id"], state["paused"]
+        self.run_id, self.paused, self.calm_until = state["run_id"], state["paused"], state.get("calm_until", 0)
         self.losses, self.explanations = list(state["losses"]), list(state["explanations"])
         self.reports = [from_json(FieldReport, text) for text in state["reports"]]
+
+    def memory(self) -> dict[str, Any]:
+        """Return what a rollback takes back: all that was learned from the run."""
+        return {
+            "losses": list(self.losses),
+            "explanations": list(self.explanations),
+            "reports": list(self.reports),
+            "packet": self._packet,
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Take back what `memory` returned; reports of what emergencies ended are never forgotten."""
+        kept = [r for r in self.reports if r.reason is Reason.EMERGENCY and r not in memory["reports"]]
+        self.losses, self.explanations = list(memory["losses"]), list(memory["explanations"])
+        self.reports, self._packet = [*memory["reports"], *kept], memory["packet"]
 
     def close(self) -> None:
         """Stop the kernel store."""

@@ -1,7 +1,7 @@
 """The gates: move seeds that are ready, and keep a graft only when held-out evidence says so. Pure."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from esper.leyline.commands import KasminaControlCommand
@@ -9,7 +9,7 @@ from esper.leyline.events import Candidate
 from esper.leyline.ids import SeedId
 from esper.leyline.reports import Counterfactual
 from esper.leyline.states import IN_PROGRESS, Reason, SeedCommand, SeedState
-from esper.tamiyo.config import TamiyoConfig
+from esper.tamiyo.config import RollbackConfig, TamiyoConfig
 from esper.tamiyo.contracts import Decision, Observation, SeedStatus
 
 _S, _C = SeedState, SeedCommand
@@ -55,6 +55,26 @@ def _step(seed: SeedStatus, final: bool) -> tuple[SeedCommand, Reason] | None:
 def _out(seed: SeedStatus) -> SeedCommand:
     """Return the verb that ends an adaptation; the table lets STABILIZATION out through EVALUATING only."""
     return {_S.GERMINATED: _C.CANCEL, _S.STABILIZATION: _C.EVALUATE}.get(seed.state, _C.CULL)
+
+
+def alarm(losses: Sequence[float], before: Sequence[float | None], config: RollbackConfig) -> str:
+    """Return why the run must go back, or an empty text.
+
+    With a child in effect, the decision loss is worse than at the first boundary, and above `1 + worsening` times what
+    it was before that child: what the run had learned is lost.
+
+    Args:
+        losses: decision losses at the boundaries, oldest first.
+        before: for each child in effect, the decision loss when it germinated.
+        config: how much worse is too much.
+    """
+    known = [loss for loss in before if loss is not None]
+    if config.worsening is None or not config.window or not known or len(losses) < 2:
+        return ""
+    limit = max(losses[0], max(known) + config.worsening * abs(max(known)))
+    if not losses[-1] > limit:
+        return ""
+    return f"the decision loss is {losses[-1]:.4f} with a child in effect, and was {max(known):.4f} before it"
 
 
 def price(params: int, config: TamiyoConfig) -> float:

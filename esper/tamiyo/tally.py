@@ -22,18 +22,18 @@ class Tally:
     def __init__(self) -> None:
         """Start empty."""
         self.history: list[dict[str, float]] = []
-        self._sum, self._count, self._last_step = 0.0, 0, -1
+        self.sum, self.count, self._last_step = 0.0, 0, -1
 
     def add(self, loss: float, *, step: int) -> bool:
         """Add the loss of a batch; return whether the optimizer has made a step since the last one."""
-        self._sum, self._count = self._sum + loss, self._count + 1
+        self.sum, self.count = self.sum + loss, self.count + 1
         new, self._last_step = step != self._last_step, step
         return new
 
     @property
     def train_loss(self) -> float | None:
         """The mean since the last boundary."""
-        return self._sum / self._count if self._count else None
+        return self.sum / self.count if self.count else None
 
     def record(self, moment: Moment, bank: SeedBank, *, samples: int, decision_loss: float | None) -> EpochEvent:
         """Close the span that ends at a boundary: note it and return its event.
@@ -55,7 +55,7 @@ class Tally:
         entry |= {"train_loss": train_loss} if train_loss is not None else {}
         entry |= {"decision_loss": decision_loss} if decision_loss is not None else {}
         self.history.append(entry)
-        self._sum, self._count = 0.0, 0
+        self.sum, self.count = 0.0, 0
         return EpochEvent(
             run_id=moment.run_id,
             epoch=moment.epoch,
@@ -67,12 +67,12 @@ class Tally:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        return {"history": [dict(entry) for entry in self.history], "loss": [self._sum, self._count, self._last_step]}
+        return {"history": [dict(entry) for entry in self.history], "loss": [self.sum, self.count, self._last_step]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self.history[:] = [dict(entry) for entry in state["history"]]
-        self._sum, self._count, self._last_step = state["loss"]
+        self.sum, self.count, self._last_step = state["loss"]
 
 
 def _finite(value: float | None) -> float | None:

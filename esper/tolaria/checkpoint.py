@@ -2,51 +2,42 @@
 
 import hashlib
 import pickle
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from esper.kasmina.bank import SeedBank
 from esper.leyline.errors import CheckpointError
+from esper.tolaria.pause import TORN, Pause, pause_of
+from esper.tolaria.random_state import random_state, restore_random_state
 
-FORMAT = 1
-"""Version of the `esper` entry of a checkpoint."""
+__all__ = [
+    "FORMAT",
+    "describe",
+    "digests",
+    "migrate",
+    "random_state",
+    "require_format",
+    "require_readable",
+    "restore_random_state",
+    "verify",
+]
+
+FORMAT = 2
+"""Version of the `esper` entry of a checkpoint.
+
+1: topology and digests.
+2: also `run`, what lies between two boundaries, so that a run goes on exactly from any step.
+"""
 
 _BY_NAME = ("last", "best", "hpc")
 """Values of `ckpt_path` that Lightning itself turns into a file."""
 
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, BadZipFile)
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of every random generator as tensors and plain numbers."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    assert not isinstance(name, dict)
-    version, words, following = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss)]
-        + [float(gauss)],
-        "python": [version, list(words), following],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put every random generator back to what `random_state` returned."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, words, following = state["python"]
-    random.setstate((version, tuple(words), following))
 
 
 def describe(bank: SeedBank, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,14 +92,47 @@ def verify(checkpoint: Mapping[str, Any], *, resuming: bool) -> None:
     entry = checkpoint.get("esper")
     if entry is None:
         return
-    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
-        raise CheckpointError(
-            f"the checkpoint's entry `esper` has another format than {FORMAT}; it is damaged or newer."
-        )
+    require_format(entry)
     expected = entry.get("sha256", {})
-    for name, found in digests(checkpoint["state_dict"]).items():
+    # A callback that averages weights saves the average as the state dict, and moves the present weights aside.
+    for name, found in digests(checkpoint.get("current_model_state", checkpoint["state_dict"])).items():
         if expected.get(name, found) != found:
             raise CheckpointError(f"the checkpoint is damaged: {name!r} is not what was saved; use another checkpoint.")
+
+
+def require_format(entry: object) -> None:
+    """Check that this release can read a checkpoint's `esper` entry.
+
+    Raises:
+        CheckpointError: it is damaged, or was written by a newer release.
+    """
+    version = entry.get("format") if isinstance(entry, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError("the checkpoint's entry `esper` has another format than expected; it is damaged.")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"the checkpoint's entry `esper` has another format, {version}; this release reads 1 to {FORMAT}. "
+            "A newer release wrote it: update esper-morphogenetic, or use an older checkpoint."
+        )
+
+
+def migrate(checkpoint: dict[str, Any]) -> None:
+    """Bring the `esper` entry of an older checkpoint to the present format, in place.
+
+    Format 1 does not say where in its run it was written; Lightning's counters tell it closely enough. What it lacks
+    (health since the last boundary, logged averages) starts anew, so a run resumed from it in the middle of a span
+    between two boundaries may read other health there; its losses and weights are those of the uninterrupted run.
+
+    Raises:
+        CheckpointError: a newer release wrote it, or it is damaged.
+    """
+    entry = checkpoint.get("esper")
+    if entry is None:
+        return
+    require_format(entry)
+    if entry["format"] == 1:
+        entry["run"] = {"pause": pause_of(checkpoint["loops"]["fit_loop"]).value}
+    entry["format"] = FORMAT
 
 
 def require_readable(path: str | Path | None, *, weights_only: bool | None = None, resuming: bool = False) -> None:
@@ -135,8 +159,22 @@ def require_readable(path: str | Path | None, *, weights_only: bool | None = Non
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}); use another checkpoint.") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
         raise CheckpointError(f"{path} is no checkpoint of Lightning; give a .ckpt file that a trainer wrote.")
-    if resuming and not checkpoint.get("optimizer_states"):
+    _require_useful(checkpoint, str(path), resuming)
+
+
+def _require_useful(checkpoint: Mapping[str, Any], path: str, resuming: bool) -> None:
+    if not resuming:
+        return
+    if not checkpoint.get("optimizer_states"):
         raise CheckpointError(f"{path} holds weights only; resume from one saved with save_weights_only=False.")
+    entry = checkpoint.get("esper")
+    if entry is not None:
+        try:
+            require_format(entry)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        if entry.get("run", {}).get("pause") == Pause.TORN:
+            raise CheckpointError(f"{path} {TORN}")
 
 
 def _peek(path: Path, weights_only: bool | None) -> object:

@@ -15,6 +15,8 @@ from esper.kasmina.bank import SeedBank
 from esper.leyline.errors import DataError
 from esper.leyline.ids import SeedId
 from esper.leyline.reports import Counterfactual
+from esper.tolaria.distributed import Ranks
+from esper.tolaria.exchange import SharedFaults
 from esper.tolaria.parts import FromLoader
 from esper.tolaria.snapshot import undisturbed
 
@@ -58,6 +60,7 @@ class Evidence:
         batches: batches of the part, plain or with the index of their loader.
         samples: most samples.
         confidence: one-sided confidence of the interval.
+        shared: the ranks, each of which measures its share; None for a single process.
     """
 
     def __init__(
@@ -69,8 +72,11 @@ class Evidence:
         *,
         samples: int,
         confidence: float,
+        shared: SharedFaults | None = None,
     ) -> None:
         """Read nothing yet."""
+        self._shared = shared if shared is not None else SharedFaults(bank, Ranks())
+        self._share = -(-samples // self._shared.ranks.size)
         self.trainer, self.module, self.bank = trainer, module, bank
         self._batches, self.samples, self.confidence = batches, samples, confidence
         self._units: list[FromLoader] | None = None
@@ -90,11 +96,16 @@ class Evidence:
         return float(self.losses().mean())
 
     def losses(self) -> Tensor:
-        """Return the loss of each sample, [n] float64 on the CPU."""
+        """Return the loss of each sample, [n] float64 on the CPU; those of all ranks, in the order of the ranks."""
         units = self._read()
         with undisturbed(self.module):
             parts = [unit_losses(self.trainer, self.module, unit) for unit in units]
-        result = torch.cat(parts)[: self.samples]
+        own = torch.cat(parts)[: self._share].tolist() if parts else []
+        found = [loss for losses in self._shared.ranks.gather(own) for loss in losses]
+        result = torch.tensor(found, dtype=torch.float64)[: self.samples]
+        self._shared()
+        if not len(result):
+            raise DataError("the decision part is empty; give the trainer a validation loader with samples.")
         self.forward_samples += len(result)
         return result
 
@@ -102,8 +113,6 @@ class Evidence:
         if self._units is None:
             with undisturbed(self.module):
                 self._units = list(self._cut())
-            if not self._units:
-                raise DataError("the decision part is empty; give the trainer a validation loader with samples.")
         return self._units
 
     def _cut(self) -> Iterator[FromLoader]:
@@ -112,7 +121,7 @@ class Evidence:
             for unit in units_of(self.module, batch):
                 yield unit
                 seen += batch_size(unit.batch) if _tells_samples(self.module) else 1
-                if seen >= self.samples:
+                if seen >= self._share:
                     return
 
 

@@ -50,6 +50,11 @@ class TolariaModule(LightningModule):
         if stage == "fit":
             self.task.prepare(getattr(self.trainer, "datamodule", None))
 
+    def teardown(self, stage: str) -> None:
+        """Let the task go of what only training needs."""
+        if stage == "fit":
+            self.task.release()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the objective of a batch."""
         step = self.task.losses(self.network, batch)
@@ -71,9 +76,8 @@ class TolariaModule(LightningModule):
     def _evaluate(self, batch: Any, part: str) -> None:
         step = self.task.losses(self.network, batch)
         size = len(step.samples_B)
-        self.log(f"{part}_loss", step.samples_B.mean(), prog_bar=part == "val", batch_size=size)
-        for name, value in step.metrics.items():
-            self.log(f"{part}_{name}", value, prog_bar=part == "val", batch_size=size)
+        for name, value in {"loss": step.samples_B.mean(), **step.metrics}.items():
+            self.log(f"{part}_{name}", value, prog_bar=part == "val", batch_size=size, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimizer and its schedule, stepped every training step."""

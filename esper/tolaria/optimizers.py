@@ -22,7 +22,7 @@ from esper.leyline.errors import CheckpointError
 
 SEED_KEY = "esper_seed"
 AGE_KEY = "esper_age"
-_LR_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")
+_LR_KEYS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 
 
 def sync_optimizer(

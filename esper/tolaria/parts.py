@@ -11,6 +11,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from esper.tolaria.shards import unpadded
+
 
 class FromLoader(NamedTuple):
     """A batch of one of several loaders.
@@ -44,7 +46,7 @@ def _validation_batches(trainer: Trainer) -> Iterator[FromLoader]:
     loaders, _ = tree_flatten(trainer.val_dataloaders)
     for index, (loader, limit) in enumerate(zip(loaders, trainer.num_val_batches, strict=False)):
         most = None if math.isinf(limit) else int(limit)
-        yield from (FromLoader(batch, index) for batch in islice(loader, most))
+        yield from (FromLoader(batch, index) for batch in islice(unpadded(loader), most))
 
 
 def has_report_part(trainer: Trainer, module: LightningModule) -> bool:

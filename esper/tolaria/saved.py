@@ -5,12 +5,15 @@ weights.safetensors   host and children
 topology.json         every seed's record; rebuilds the children
 lineage.json          what was kept, on what evidence
 blueprints/*.json     the IR of every child, by content hash
+README.md             the same for people: what grew, where, why, and how to load it
 ```
 """
 
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -26,9 +29,15 @@ from esper.kasmina.config import KasminaConfig
 from esper.kasmina.wrapper import MorphableModel
 from esper.leyline.errors import CheckpointError, ConfigError, EsperError, OutputError
 from esper.leyline.states import SeedState
+from esper.tolaria.card import saved_card
 from esper.tolaria.factory import describe_factory, make_host
+from esper.tolaria.planted import Grown
+from esper.tolaria.planting import plant_all
+
+WEIGHTS = "weights.safetensors"
 
 FORMAT = 2
+"""Version of `topology.json`: 1 had no digest of itself, and its seeds knew neither faults nor drawn masks."""
 
 
 def save_model(morphable: nn.Module, path: str | Path) -> Path:
@@ -42,20 +51,42 @@ def save_model(morphable: nn.Module, path: str | Path) -> Path:
         ConfigError: the model carries no seeds.
         OutputError: the folder cannot be written.
     """
-    morphable = _with_seeds(morphable)
-    target = Path(path)
+    morphable = with_seeds(morphable)
+    with replacing(Path(path)) as folder:
+        _write(morphable, folder)
+    return Path(path)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a folder to write to, which then takes the place of `target` as a whole; an error leaves the old one.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds something else than a saved network.
+    """
     try:
+        if target.exists() and not (target / WEIGHTS).exists() and (target.is_file() or any(target.iterdir())):
+            raise OutputError(f"{target} holds something else than a saved network; name a new or an empty folder.")
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-        _write(morphable, staging)
-        _replace(target, staging)
+        try:
+            yield staging
+            _replace(target, staging)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"cannot save to {target}: {error}; choose a writable folder.") from error
-    return target
 
 
-def _with_seeds(model: nn.Module) -> MorphableModel:
-    """Return the wrapped model that `model` is, holds, or became by growing inside a trainer."""
+def with_seeds(model: nn.Module) -> MorphableModel:
+    """Return the wrapped model that `model` is, holds, or became by growing inside a trainer.
+
+    Raises:
+        ConfigError: the model carries no seeds.
+    """
     wrapped = next((m for m in model.modules() if isinstance(m, MorphableModel)), None)
     bank = next((m for m in model.modules() if isinstance(m, SeedBank)), None)
     if wrapped is not None:
@@ -71,18 +102,22 @@ def _with_seeds(model: nn.Module) -> MorphableModel:
 def _write(morphable: MorphableModel, folder: Path) -> None:
     bank = morphable.bank
     weights = {name: t.detach().clone().contiguous() for name, t in _state(morphable).items()}
-    save_file(weights, folder / "weights.safetensors")
-    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    save_file(weights, folder / WEIGHTS)
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     topology = {
         "format": FORMAT,
         "weights_sha256": digest,
         "host": describe_factory(morphable.host),
+        "planted": [child for m in morphable.host.modules() if isinstance(m, Grown) for child in m.recipe],
         "kasmina": bank.config.model_dump(mode="json"),
         "sites": [layer.path for layer in bank.all_layers()],
         "seeds": bank.topology(),
     }
+    story = lineage(morphable)
     _dump(folder / "topology.json", topology | {"sha256": signature(topology)})
-    _dump(folder / "lineage.json", lineage(morphable))
+    _dump(folder / "lineage.json", story)
+    card = saved_card(topology, story, type(morphable.host).__name__)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "blueprints").mkdir()
     for record in bank.records.values():
         if record.ir:
@@ -160,11 +195,15 @@ def load_model(path: str | Path, host: nn.Module | None = None) -> MorphableMode
         CheckpointError: a file is missing or damaged, or the host does not match.
     """
     folder = Path(path)
-    topology = _read_topology(folder)
+    topology = read_topology(folder)
     try:
-        wrapped = _wrap(host if host is not None else make_host(topology["host"]), topology)
+        model = host if host is not None else make_host(topology["host"])
+        planted = topology.get("planted")
+        if planted and not any(isinstance(m, Grown) for m in model.modules()):
+            plant_all(model, planted)
+        wrapped = _wrap(model, topology)
         wrapped.bank.rebuild(topology["seeds"])
-        _fill(wrapped, folder / "weights.safetensors", topology["weights_sha256"])
+        _fill(wrapped, folder / WEIGHTS, topology["weights_sha256"])
     except CheckpointError:
         raise
     except (EsperError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -172,7 +211,12 @@ def load_model(path: str | Path, host: nn.Module | None = None) -> MorphableMode
     return wrapped.eval()
 
 
-def _read_topology(folder: Path) -> dict[str, Any]:
+def read_topology(folder: Path) -> dict[str, Any]:
+    """Return the checked content of a saved folder's `topology.json`.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of a format that this release does not know.
+    """
     if folder.is_file():
         raise CheckpointError(
             f"{folder} is a file; load_model reads folders that save_model wrote. A Lightning checkpoint resumes with "
@@ -184,11 +228,25 @@ def _read_topology(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no topology.json; give a folder that save_model wrote.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'topology.json'} cannot be read: {error}") from error
-    if not isinstance(topology, dict) or topology.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has another format than {FORMAT}; save it again with this release.")
-    if topology.get("sha256") != signature(topology):
+    if not isinstance(topology, dict) or topology.get("format") not in (1, FORMAT):
+        raise CheckpointError(f"{folder} has another format than 1 to {FORMAT}; use the release that saved it.")
+    if topology["format"] > 1 and topology.get("sha256") != signature(topology):
         raise CheckpointError(f"{folder / 'topology.json'} is damaged: its content is not what was saved.")
-    return topology
+    return topology if topology["format"] == FORMAT else _migrated(topology)
+
+
+def _migrated(first: dict[str, Any]) -> dict[str, Any]:
+    """Return a topology of format 1 as this format would have written it."""
+    seeds = first.get("seeds")
+    # Reconstruction training drew its masks from the start again after each load.
+    return first | {"seeds": [{"draws": 0} | seed for seed in seeds] if isinstance(seeds, list) else seeds}
+
+
+def _present_name(name: str) -> str:
+    """Return the name of a weight today: in early folders of format 1 a layer's name began without a slash."""
+    layers = "bank.layers."
+    bare = name.startswith(layers) and not name.startswith(f"{layers}/")
+    return f"{layers}/{name.removeprefix(layers)}" if bare else name
 
 
 def _wrap(model: nn.Module, topology: dict[str, Any]) -> MorphableModel:
@@ -206,7 +264,7 @@ def _fill(model: MorphableModel, file: Path, digest: str) -> None:
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != digest:
             raise CheckpointError(f"{file} is damaged: its SHA-256 is {found[:12]}..., {digest[:12]}... was saved.")
-        state = load_file(file)
+        state = {_present_name(name): t for name, t in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     own = model.state_dict()

@@ -40,6 +40,10 @@ class Task(ABC):
         """Get ready for training; called once before the fit."""
         return
 
+    def release(self) -> None:
+        """Let go of what only training needs; called once after the fit."""
+        return
+
 
 @final
 class Classification(Task):
@@ -90,7 +94,9 @@ class Distillation(Task):
     """Learn from data and from a teacher at once (Hinton et al., 2015).
 
     `objective = (1 - share) * CE + share * t^2 * KL(teacher || student) / (B T) + balance * load_balance + router_z *
-    router_z_loss`, with both distributions softened by the temperature t.
+    router_z_loss`, with both distributions softened by the temperature t. The teacher is no part of the student: it is
+    frozen, and neither optimized nor saved. Where one of the two has more outputs, as padding, only those that both
+    have are compared.
 
     Args:
         teacher: where the teacher comes from.
@@ -120,6 +126,10 @@ class Distillation(Task):
         """Load the teacher, or train it once."""
         self.teacher = self.source.teacher(data).eval().requires_grad_(False)
 
+    def release(self) -> None:
+        """Forget the teacher, whose memory may be larger than the student's."""
+        self.teacher = None
+
     def losses(self, network: nn.Module, batch: Any) -> StepLosses:
         """Return the losses of a batch; without gradients the teacher is not asked."""
         tokens_BT, targets_BT = batch
@@ -137,8 +147,10 @@ class Distillation(Task):
             raise ConfigError("the teacher is not ready; call prepare(data) before training.")
         t = self.temperature
         with torch.no_grad():
-            wanted = (self.teacher.to(tokens_BT.device)(tokens_BT) / t).log_softmax(-1).flatten(0, 1)
-        given = (logits_BTV / t).log_softmax(-1).flatten(0, 1)
+            known_BTV = self.teacher.to(tokens_BT.device)(tokens_BT)
+            shared = min(known_BTV.shape[-1], logits_BTV.shape[-1])
+            wanted = (known_BTV[..., :shared].float() / t).log_softmax(-1).flatten(0, 1)
+        given = (logits_BTV[..., :shared].float() / t).log_softmax(-1).flatten(0, 1)
         return t**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
 
 
@@ -151,7 +163,7 @@ class TeacherSource(ABC):
 
 
 def _token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    losses = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none")
+    losses = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none")
     return losses.view(targets_BT.shape).mean(-1)
 
 

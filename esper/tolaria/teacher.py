@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, final
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
@@ -59,6 +62,10 @@ class CachedTeacher(TeacherSource):
         """
         if data is None:
             raise ConfigError("a teacher is trained on a data module; give the trainer `datamodule=`.")
+        with _whole(data), _rank_zero_first():
+            return self._cached_or_trained(data)
+
+    def _cached_or_trained(self, data: LightningDataModule) -> nn.Module:
         path = self.cache_dir / f"{self.key(data)}.safetensors"
         teacher = self._fresh()
         if path.exists():
@@ -85,7 +92,6 @@ class CachedTeacher(TeacherSource):
 
     def _train(self, teacher: nn.Module, data: LightningDataModule) -> None:
         rank_zero_info(f"Esper: training the teacher, {self.steps} steps; it is kept in {self.cache_dir}.")
-        outer = data.trainer
         with torch.random.fork_rng():
             trainer = Trainer(
                 max_steps=self.steps,
@@ -98,7 +104,7 @@ class CachedTeacher(TeacherSource):
                 devices=1,
             )
             trainer.fit(self._module(teacher), datamodule=data)
-        data.trainer = outer
+        data.trainer = None
         teacher.cpu()
 
     def _module(self, teacher: nn.Module) -> TolariaModule:
@@ -120,6 +126,29 @@ class CachedTeacher(TeacherSource):
             os.replace(part.name, path)  # noqa: PTH105 - atomic on POSIX
         except OSError as error:
             raise OutputError(f"cannot keep the teacher in {path.parent}: {error}; set cache_dir.") from error
+
+
+@contextmanager
+def _whole(data: LightningDataModule) -> Iterator[None]:
+    """Let the data module forget its trainer for a while: with several processes it would give out shares."""
+    outer, data.trainer = data.trainer, None
+    try:
+        yield
+    finally:
+        data.trainer = outer
+
+
+@contextmanager
+def _rank_zero_first() -> Iterator[None]:
+    """Let rank 0 train while the others wait, and the others then find what it kept."""
+    together = dist.is_available() and dist.is_initialized()
+    if together and dist.get_rank() > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if together and dist.get_rank() == 0:
+            dist.barrier()
 
 
 def _digest(data: LightningDataModule) -> str:

@@ -1,5 +1,6 @@
 """Train a wrapped model from Python: Lightning underneath, no Lightning code to write."""
 
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +18,7 @@ from esper.tolaria.config import TolariaConfig
 from esper.tolaria.module import TolariaModule
 from esper.tolaria.parts import has_report_part
 from esper.tolaria.report import report_losses
+from esper.tolaria.resume import AUTO, chosen
 from esper.tolaria.tasks import Task
 
 
@@ -53,7 +55,8 @@ class TolariaTrainer:
         """Fit, then measure the report part once.
 
         Args:
-            ckpt_path: checkpoint to resume from.
+            ckpt_path: checkpoint to resume from; a folder, or `auto` for the output folder, stands for the newest
+                good one in it.
 
         Returns:
             The grown model, and one record per boundary; the last one also holds `report_loss`.
@@ -61,6 +64,8 @@ class TolariaTrainer:
         Raises:
             CheckpointError: the checkpoint is missing, damaged, or holds weights only.
         """
+        if ckpt_path == AUTO or (ckpt_path is not None and Path(ckpt_path).is_dir()):
+            ckpt_path = chosen(ckpt_path, self.config.output_dir)
         require_readable(ckpt_path, resuming=True)
         if self.config.seed is not None:
             seed_everything(self.config.seed, verbose=False)

@@ -1,14 +1,30 @@
+from collections import OrderedDict
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from esper.kasmina.steps import drain_health
 from esper.kasmina.telemetry import chunk_span
 from esper.kasmina.wrapper import wrap
 from esper.leyline.errors import SiteError
 from esper.models import MoEByteLM
-from tests.kasmina.conftest import C, Output, Rig, S, batch, mlp, same_bits, wake
+from tests.kasmina.conftest import (
+    C,
+    InstantStore,
+    Output,
+    Rig,
+    S,
+    batch,
+    compare_with_bare,
+    gradients,
+    mlp,
+    same_bits,
+    wake,
+)
 
 
 def refusal(host, x, *, targets="*", evaluate=True):
@@ -168,7 +184,7 @@ def test_outputs_that_hold_no_float_tensor():
 
         def forward(self, x):
             whole = x.argmax(-1)
-            return {"int": whole, "dict": {"x": x}, "none": None, "empty": (), "int first": (whole, x)}[self.kind]
+            return {"int": whole, "dict": {"x": whole}, "none": None, "empty": (), "int first": (whole, x)}[self.kind]
 
     for kind in ("int", "dict", "none", "empty", "int first"):
 
@@ -236,7 +252,168 @@ def test_sites_of_a_mixture_of_experts_are_accepted():
     assert refusal(host, torch.randint(0, 256, (2, 6)), targets=None) == {}
 
 
+def test_a_module_that_is_used_again_on_other_features():
+    class Reused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.up, self.down = nn.Tanh(), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.act(self.down(self.act(self.up(self.act(self.up(x)[:, :3])))))
+
+    found = refusal(Reused(), torch.randn(5, 3))
+    assert found == {
+        "act": "it runs on several kinds of features: 3 in layout bd, then an output of shape (5, 4)",
+    }
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 4)])
+def test_four_axes_without_a_convolution_are_refused(module):
+    found = refusal(nn.Sequential(nn.Conv2d(3, 4, 1), module), torch.randn(2, 3, 4, 4))
+    assert "from a convolution or a 2-d normalisation" in found["1"]
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """As image models have it: features on axis 1."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("module", [LayerNorm2d(4), nn.ConvTranspose2d(4, 6, 2, stride=2)])
+def test_other_modules_of_images_are_accepted(module):
+    host = nn.Sequential(nn.Conv2d(3, 4, 1), module)
+    assert refusal(host, torch.randn(2, 3, 4, 4)) == {}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+class TestNestedTensors:
+    """PyTorch's encoder makes nested tensors of padded batches, in evaluation without gradients."""
+
+    class Padded(nn.Module):
+        def __init__(self, nested=True):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, dropout=0.0)
+            self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested)
+
+        def forward(self, x):
+            return self.encoder(x, src_key_padding_mask=torch.arange(4) >= torch.tensor([[4], [2]]))
+
+    def test_are_refused_with_advice(self):
+        found = refusal(self.Padded(), torch.randn(2, 4, 8), targets=["*.linear1", "*.linear2"])
+        assert found.keys() == {"encoder.layers.0.linear1", "encoder.layers.0.linear2"}
+        assert all("enable_nested_tensor=False" in why for why in found.values())
+
+    def test_are_not_made_after_that_advice(self):
+        assert refusal(self.Padded(nested=False), torch.randn(2, 4, 8), targets=["*.linear?"]) == {}
+
+    def test_that_come_later_bypass_the_child_with_the_reason(self):
+        rig = Rig(self.Padded(nested=False), torch.randn(2, 4, 8), targets=["*.linear1"])
+        graft = wake(rig.grow("encoder.layers.0.linear1#0.0", S.GRAFTING, alpha=1.0))
+        rig.model.host.encoder.use_nested_tensor = True
+        with torch.no_grad():
+            rig.model.eval()(rig.x)
+        assert "enable_nested_tensor=False" in graft.fault
+        assert not rig.bank.layer("encoder.layers.0.linear1").live
+
+
+# --- gradient checkpointing --------------------------------------------------------------------------------------
+
+
+class Blocks(nn.Module):
+    """Two blocks, run again in the backward pass or not."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        torch.manual_seed(0)
+        self.reentrant, self.first = reentrant, nn.Linear(3, 8)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)) for _ in range(2))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            again = self.training and self.reentrant is not None
+            x = x + (checkpoint(block, x, use_reentrant=self.reentrant) if again else block(x))
+        return x
+
+
+def blocks(reentrant, **given):
+    return Rig(Blocks(reentrant), batch(), targets=["blocks.*.0"], **given)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(("state", "alpha"), [(S.GRAFTING, 0.5), (S.TRAINING, None)])
+@pytest.mark.parametrize("preset", ["measured", "strict"])
+def test_checkpointing_changes_no_gradient(reentrant, state, alpha, preset):
+    rigs = [blocks(mode, config={"preset": preset}) for mode in (None, reentrant)]
+    for rig in rigs:
+        wake(rig.grow("blocks.0.0#0.0", state, alpha=alpha))
+        rig.forward_backward()
+    one, two = (gradients(rig.model) for rig in rigs)
+    assert one.keys() == two.keys()
+    assert all(same_bits(one[name], two[name]) for name in one)
+    pending = [next(iter(rig.bank.grafted().values())).pending for rig in rigs]
+    assert (pending[0] is None) == (pending[1] is None) == (preset == "measured" or state is S.GRAFTING)
+    if pending[1] is not None:
+        pending[1].backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_counts_health_once(reentrant):
+    rigs = [blocks(mode) for mode in (None, reentrant)]
+    for rig in rigs:
+        rig.stepper.begin(0)
+        rig.forward_backward()
+        assert rig.bank.layer("blocks.1.0").samples.tolist() == [1, 1, 1, 1, 1, 0]
+    one, two = (drain_health(rig.bank.layer("blocks.1.0")) for rig in rigs)
+    assert torch.isfinite(one[:, :5]).all()
+    assert torch.allclose(one, two, equal_nan=True)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_child_that_fails_under_checkpointing_is_bypassed(reentrant):
+    """The second run saves less than the first, which checkpointing would refuse."""
+
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return torch.tanh(self.inner(x)) * float("nan")
+
+    rig = blocks(reentrant, store=InstantStore(swap={"BP-MLP-GELU": lambda seed: Failing()}))
+    graft = rig.grow("blocks.0.0#0.0", S.GRAFTING, alpha=1.0)
+    rig.forward_backward()
+    assert "non-finite" in graft.fault
+    compare_with_bare(rig, Blocks(None), rig.x)
+
+
 # --- outputs of several parts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_a_child_at_an_output_by_name(kind):
+    class Named(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return kind(count=3, value=y, extra=y.detach())
+
+    class Host(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.named = Named(3, 4)
+
+        def forward(self, x):
+            return self.named(x)["value"]
+
+    rig = Rig(Host(), torch.randn(2, 3), targets=["named"])
+    before = rig.model(rig.x)
+    wake(rig.grow("named#0.0", S.GRAFTING, alpha=1.0))
+    after = rig.model.host.named(rig.x)
+    assert type(after) is kind
+    assert same_bits(after["extra"], before)
+    assert not torch.equal(after["value"], before)
 
 
 def test_only_the_first_part_of_an_output_changes():

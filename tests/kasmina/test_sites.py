@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from esper.kasmina.sites import find_sites, site_kind, tied_sites
+from esper.kasmina.sites import find_sites, fused_sites, site_kind, tied_sites
 from esper.kasmina.wrapper import wrap
 from esper.leyline.errors import SiteError
 from esper.models import MLP, ByteLM, MoEByteLM
@@ -10,6 +10,10 @@ from esper.models import MLP, ByteLM, MoEByteLM
 
 class Conv1D(nn.Module):
     """Named as the linear layer of the transformers library."""
+
+
+class Linear(nn.Module):
+    """Named as the linear layer of PyTorch Geometric, which is none of PyTorch's."""
 
 
 class RMSNorm(nn.Module):
@@ -26,6 +30,7 @@ class SelfAttention(nn.Module):
         ("x", nn.Linear(2, 2), "linear"),
         ("mlp", nn.Linear(2, 2), "linear"),
         ("x", Conv1D(), "linear"),
+        ("x", Linear(), "linear"),
         ("x", nn.Conv1d(2, 2, 1), "block"),
         ("x", nn.Conv2d(2, 2, 1), "conv2d"),
         ("x", nn.Identity(), "stream"),
@@ -127,3 +132,21 @@ def test_time_major_sites_are_refused_because_a_child_would_mix_samples(batch_fi
     model(torch.randn(3, 4, 8)).sum().backward()
     reason = model.bank.layer("linear1").finish_probe()
     assert ("time-major" in (reason or "")) == refused
+
+
+def test_the_encoder_layers_that_hooks_slow_down(caplog: pytest.LogCaptureFixture) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    host = nn.ModuleDict({"encoder": nn.TransformerEncoder(layer, 2), "head": nn.Linear(8, 8)})
+    assert fused_sites(host, ["head"]) == []
+    assert fused_sites(host, ["encoder"]) == []
+    assert fused_sites(host, ["head", "encoder.layers.1.linear1"]) == ["encoder.layers.1"]
+    assert fused_sites(layer, ["linear1"]) == [""]
+    wrap(host, targets=["head"])
+    assert not caplog.records
+    wrap(host.encoder, targets=["layers.0"])
+    assert "fused evaluation of layers.0 off" in caplog.text
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        assert fused_sites(host, ["encoder.layers.1.linear1"]) == []
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)

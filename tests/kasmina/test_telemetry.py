@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 from esper.kasmina.telemetry import (
     DEAD_VARIANCE,
     FORWARD_METRICS,
+    MAX_ROWS,
+    MAX_VALUES,
+    MIN_ROWS,
     as_rows,
     chunk_gradient_norms,
     chunk_span,
     chunk_statistics,
+    sampled_rows,
     sum_chunks,
 )
 
@@ -59,7 +63,7 @@ def test_statistics_equal_numpy(given_):
 @given(activations())
 def test_gradient_norms_equal_a_loop(given_):
     rows, chunks = given_
-    found = chunk_gradient_norms(torch.from_numpy(rows), chunks)
+    found = chunk_gradient_norms(torch.from_numpy(rows), -1, chunks)
     for chunk in range(chunks):
         start, width = chunk_span(rows.shape[1], chunks, chunk)
         assert found[chunk].item() == pytest.approx(np.linalg.norm(rows[:, start : start + width]), rel=1e-4)
@@ -97,3 +101,23 @@ def test_rows_have_the_features_last(shape, dim, dtype):
     assert (rows.shape[1], rows.dtype, rows.requires_grad) == (6, torch.float32, False)
     other = [axis for axis in range(y.dim()) if axis != dim % y.dim()]
     assert torch.allclose(rows.mean(0), y.detach().float().mean(other), atol=1e-2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=1).flatmap(
+        lambda b: st.sampled_from([(*b, 6), (*b, 50, 6), (400, 6), (3, 6, 40, 20), (*b, 6, 1, 1), (2, 300, 700)])
+    ),
+    contiguous=st.booleans(),
+)
+def test_sampled_rows_are_some_of_the_rows_and_a_copy(shape, contiguous):
+    dim = 1 if len(shape) == 4 else -1
+    y = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    y = y if contiguous else y.flip(0).transpose(0, -1).contiguous().transpose(0, -1)
+    rows, every = sampled_rows(y, dim), as_rows(y, dim)
+    most = min(MAX_ROWS, max(MIN_ROWS, MAX_VALUES // y.shape[dim]))
+    assert 1 <= len(rows) <= most
+    assert len(rows) >= min(len(every), most) / 4, "what may be read is used"
+    assert {tuple(row) for row in rows.tolist()} <= {tuple(row) for row in every.tolist()}
+    y.zero_()
+    assert rows.any()

@@ -13,7 +13,7 @@ from esper.data import Digits
 from esper.leyline.errors import CheckpointError
 from esper.models import MLP
 from esper.run import EsperCLI
-from esper.tolaria.checkpoint import digests, require_readable
+from esper.tolaria.checkpoint import FORMAT, digests, migrate, require_readable
 from tests.helpers import QUICK, Plain, digits, grow, planting, trainer
 
 pytestmark = [
@@ -185,3 +185,37 @@ def test_weights_only_files_are_written_as_ever(tmp_path: Path) -> None:
     require_readable(tmp_path / "light.ckpt")
     with pytest.raises(CheckpointError, match="weights only"):
         require_readable(tmp_path / "light.ckpt", resuming=True)
+
+
+# --- versions ----------------------------------------------------------------------------------------------------
+
+OLD = Path(__file__).parent / "data" / "format-1.ckpt"
+
+
+def test_a_checkpoint_of_the_first_format_goes_on_growing(tmp_path: Path) -> None:
+    """Written by the release before `run` was added, after the first epoch of eight, while a child was ramping."""
+    old = torch.load(OLD, weights_only=True)
+    assert old["esper"]["format"] == 1 and [e["state"] for e in old["esper"]["topology"]] == ["GRAFTING"]
+    module = Plain()
+    callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=planting(), targets=["net.*"])
+    fit = trainer(tmp_path, callback)
+    fit.fit(module, datamodule=digits(), ckpt_path=OLD)
+    assert len(module.train_losses) == 70 and fit.current_epoch == 8
+    assert [report.outcome.value for report in callback.controller.reports] == ["FOSSILIZED"]  # type: ignore[union-attr]
+    assert [entry["step"] for entry in callback.history] == [10.0 * n for n in range(1, 9)] + [80.0]
+
+
+def test_the_first_format_is_brought_to_the_present_one() -> None:
+    old = torch.load(OLD, weights_only=True)
+    migrate(old)
+    assert old["esper"]["format"] == FORMAT and old["esper"]["run"] == {"pause": "EPOCH"}
+    before = str(old["esper"])
+    migrate(old)
+    assert str(old["esper"]) == before
+
+
+def test_a_newer_format_is_refused_in_words(saved: Path, tmp_path: Path) -> None:
+    newer = changed(saved, tmp_path / "newer.ckpt", lambda content: content["esper"].update(format=FORMAT + 1))
+    for read in (lambda: resume(tmp_path, newer), lambda: require_readable(newer, resuming=True)):
+        with pytest.raises(CheckpointError, match=f"this release reads 1 to {FORMAT}.*newer release wrote it"):
+            read()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import esper
@@ -71,6 +72,55 @@ def test_lineage_names_the_evidence(grown: esper.MorphableModel, tmp_path: Path)
     assert lineage["added_params"] == grown.bank.added_parameters()
     assert fossil["counterfactual"]["lower"] > 0
     assert (tmp_path / "model" / "blueprints" / f"{fossil['blueprint_sha256']}.json").exists()
+
+
+def test_the_card_tells_what_grew(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    card = (esper.save_model(grown, tmp_path / "model") / "README.md").read_text()
+    lineage = json.loads((tmp_path / "model" / "lineage.json").read_text())
+    fossil = lineage["fossils"][0]
+    assert f"{lineage['host_params']:,} parameters of the host and {lineage['added_params']:,} grown" in card
+    assert f"| `{fossil['seed_id']}` | {fossil['blueprint']} |" in card
+    assert f"{fossil['counterfactual']['mean']:.4g} ({fossil['counterfactual']['lower']:.4g} to" in card
+    code = card.split("```python")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / "model"))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    x = torch.randn(5, 64)
+    assert torch.equal(names["plain"](x), grown(x))
+
+
+def test_the_card_of_a_foreign_host_says_so(tmp_path: Path) -> None:
+    model = esper.wrap(nn.Sequential(nn.Linear(3, 4)))
+    card = (esper.save_model(model, tmp_path / "model") / "README.md").read_text()
+    assert "host=fresh" in card
+    assert "Nothing was kept" in card
+
+
+DATA = Path(__file__).parent / "data"
+
+
+def test_a_folder_of_the_first_format_loads(tmp_path: Path) -> None:
+    expected = load_file(DATA / "format-1-model-outputs.safetensors")
+    loaded = esper.load_model(DATA / "format-1-model", host=MLP(widths=(3, 5, 4, 2)))
+    assert [seed.blueprint for seed in loaded.seeds if seed.blueprint] == ["BP-MLP-GELU", "BP-PROJ-LORA"]
+    assert torch.equal(loaded(expected["x"]), expected["y"])
+    again = esper.load_model(esper.save_model(loaded, tmp_path / "model"))
+    assert torch.equal(again(expected["x"]), expected["y"])
+    assert json.loads((tmp_path / "model" / "topology.json").read_text())["format"] == 2
+
+
+@pytest.mark.parametrize("found", [0, 3, "2", None])
+def test_an_unknown_format_is_refused(found: Any, grown: esper.MorphableModel, tmp_path: Path) -> None:
+    path = esper.save_model(grown, tmp_path / "model")
+    rewrite(path, json.loads((path / "topology.json").read_text()) | {"format": found})
+    with pytest.raises(CheckpointError, match="another format than 1 to 2"):
+        esper.load_model(path)
+
+
+def test_a_folder_of_other_things_is_not_replaced(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="something else"):
+        esper.save_model(grown, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_saving_twice_replaces_the_folder_as_a_whole(grown: esper.MorphableModel, tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""Time calls against each other on a machine that is never quite still."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+Call = Callable[[], object]
+
+
+class Median(NamedTuple):
+    """A median and the 95 % interval of it, from order statistics alone."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Median":
+        """Summarise values: ranks `n / 2 -+ 0.98 * sqrt(n)` bound the median with 95 % confidence."""
+        ordered, n = sorted(values), len(values)
+        reach = 0.98 * n**0.5
+        low, high = max(0, int(n / 2 - reach)), min(n - 1, int(n / 2 + reach))
+        return cls(statistics.median(ordered), ordered[low], ordered[high])
+
+    def percent(self) -> str:
+        """Show a ratio as a difference from 1, in percent."""
+        return f"{100 * (self.value - 1):+.2f} % [{100 * (self.low - 1):+.2f}, {100 * (self.high - 1):+.2f}]"
+
+
+def seconds(call: Call, clock: Callable[[], float] = time.process_time) -> float:
+    """Return how long one call takes, in seconds of processor time or of another clock."""
+    start = clock()
+    call()
+    return clock() - start
+
+
+def blocks(calls: Mapping[str, Call], count: int, repeats: int = 1) -> list[dict[str, float]]:
+    """Return one dict of mean seconds per block.
+
+    In a block every call runs `2 * repeats` times: there and back (A B C C B A), beginning with another call in each
+    block, so that a slow drift of the machine hits all alike. Python's garbage collection waits between the blocks.
+    """
+    names, found = list(calls), []
+    for block in range(count):
+        order = names[block % len(names) :] + names[: block % len(names)]
+        times = dict.fromkeys(names, 0.0)
+        gc.collect()
+        gc.disable()
+        for name in (order + order[::-1]) * repeats:
+            times[name] += seconds(calls[name]) / (2 * repeats)
+        gc.enable()
+        found.append(times)
+    return found

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from esper.kasmina import telemetry
+from esper.kasmina.readings import Readings, digest
+from esper.kasmina.steps import drain_health
+from tests.kasmina.conftest import Rig, batch, mlp
+
+
+def activations(count, shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) * (i + 1) for i in range(count)]
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 8])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 40])
+def test_readings_put_together_are_those_taken_one_by_one(count, chunks):
+    together, ys = Readings(chunks), activations(count, (16, 8))
+    for y in ys:
+        together.read_activation(y, -1)
+        together.read_gradient(y, -1)
+        assert len(together.rows) + len(together.moments) < 16, "what is kept stays bounded"
+    one_by_one = sum(telemetry.chunk_statistics(telemetry.sampled_rows(y, -1), chunks) for y in ys)
+    norms = sum(telemetry.chunk_gradient_norms(y, -1, chunks) for y in ys)
+    torch.testing.assert_close(together.take_statistics(), one_by_one)
+    torch.testing.assert_close(together.take_norms(), norms)
+    assert together.take_statistics() is None and together.take_norms() is None
+
+
+def test_layers_of_all_shapes_are_digested_at_once_and_kept_apart():
+    shapes = [(16, 8), (16, 8), (5, 8), (16, 4)] * 5
+    layers = [Readings(2 if i % 3 else 1) for i in range(len(shapes))]
+    for i, (layer, shape) in enumerate(zip(layers, shapes, strict=True)):
+        layer.read_activation(activations(1, shape, seed=i)[0], -1)
+    digest(layers)
+    for i, (layer, shape) in enumerate(zip(layers, shapes, strict=True)):
+        (y,) = activations(1, shape, seed=i)
+        assert layer.rows == []
+        torch.testing.assert_close(layer.take_statistics(), telemetry.chunk_statistics(y, layer.chunks))
+
+
+def test_what_was_read_outlives_a_change_in_place():
+    readings, y = Readings(1), torch.randn(6, 4)
+    expected = telemetry.chunk_statistics(y, 1)
+    readings.read_activation(y, -1)
+    y.relu_()
+    torch.testing.assert_close(readings.take_statistics(), expected)
+
+
+def test_a_layer_does_not_keep_more_than_it_must():
+    rig = Rig(mlp(), batch(), config={"telemetry_every": 1})
+    for step in range(50):
+        rig.stepper.begin(step)
+        rig.forward_backward()
+        readings = rig.bank.layer("2").readings
+        assert len(readings.rows) <= 1 and len(readings.moments) < 8
+    assert rig.bank.layer("2").samples.tolist() == [50] * 5 + [0]
+    assert torch.isfinite(drain_health(rig.bank.layer("2"))[0, :5]).all()
+
+
+def test_an_empty_batch_tells_nothing_and_breaks_nothing():
+    rig = Rig(mlp(), batch())
+    rig.stepper.begin(0)
+    rig.model(batch()[:0]).sum().backward()
+    assert rig.bank.layer("2").samples.tolist() == [0] * 6
+    rig.model(batch()).sum().backward()
+    assert rig.bank.layer("2").samples.tolist() == [1] * 5 + [0]
