@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import os
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import final
 
@@ -15,6 +17,11 @@ from esper.leyline.errors import KernelError
 _TOOLCHAIN = hashlib.sha256(f"torch-{torch.__version__}".encode()).hexdigest()[:12]
 _WARM_UP_SAMPLES = 2
 _log = logging.getLogger(__name__)
+
+_BUILDING = threading.RLock()
+"""Held during a build: a loader's worker forked meanwhile would inherit torch's locks as the build held them."""
+
+os.register_at_fork(before=_BUILDING.acquire, after_in_parent=_BUILDING.release, after_in_child=_BUILDING.release)
 
 
 @final
@@ -85,6 +92,10 @@ class LibraryKernelStore(KernelStore):
         self._under_way = {r: f for r, f in self._under_way.items() if not f.cancelled()}
 
     def _ingest(self, request: KernelRequest) -> Kernel:
+        with _BUILDING:
+            return self._built(request)
+
+    def _built(self, request: KernelRequest) -> Kernel:
         ir = self.library[request.blueprint].ir
         if request.reads != "declared":
             ir = ir.reading(request.reads)

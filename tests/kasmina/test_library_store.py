@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 
@@ -128,3 +129,24 @@ def test_ids_name_what_differs():
     }
     assert len(ids) == 6
     assert all(len(name.split("-")) == 4 for name in ids)
+
+
+def test_a_process_is_never_forked_in_the_middle_of_a_build(store, monkeypatch):
+    begun, building = threading.Event(), []
+    original = LibraryKernelStore._built
+
+    def slow(self, request):
+        building.append(request)
+        begun.set()
+        time.sleep(0.2)
+        kernel = original(self, request)
+        building.clear()
+        return kernel
+
+    monkeypatch.setattr(LibraryKernelStore, "_built", slow)
+    store.prefetch(KernelRequest("BP-MLP-GELU", SITES["btd"]))
+    assert begun.wait(30)
+    child = os.fork()
+    if child == 0:
+        os._exit(len(building))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
