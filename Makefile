@@ -23,8 +23,8 @@ help:
 	@echo "make demo    train, distil and grow a small mixture of experts (about five minutes)"
 	@echo "make test    run every test"
 	@echo "make check   lint, formatting, types, import arrows"
-	@echo "make bench   speed of messages and seeds, against their budgets (minutes)"
-	@echo "make soak    what growth buys at equal compute, 3 seeds (about an hour; resumable)"
+	@echo "make bench   speed of messages and seeds, against their budgets (about half an hour)"
+	@echo "make soak    50 kills, 100 faults, and what growth buys at equal compute (hours; the last part resumable)"
 	@echo "make clean   remove .venv, caches and build output; results in outputs/ stay"
 
 setup: $(STAMP) $(VISION)
@@ -57,9 +57,14 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/leyline.py
 	$(BIN)/python benchmarks/kasmina.py
+	$(BIN)/python benchmarks/attach.py
+	$(BIN)/python benchmarks/overhead.py
 
 soak: $(STAMP)
+	$(BIN)/python benchmarks/kills.py --write benchmarks/results/kills.md
+	$(BIN)/python benchmarks/faults.py --write benchmarks/results/faults.md
 	$(BIN)/python benchmarks/growth.py --write benchmarks/results/growth.md
+	$(BIN)/python benchmarks/windows.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage *.egg-info

@@ -37,19 +37,20 @@ def seconds(call: Call, clock: Callable[[], float] = time.process_time) -> float
 
 
 def blocks(calls: Mapping[str, Call], count: int, repeats: int = 1) -> list[dict[str, float]]:
-    """Return one dict of mean seconds per block.
+    """Return one dict of seconds per block: the least that each call took in it.
 
     In a block every call runs `2 * repeats` times: there and back (A B C C B A), beginning with another call in each
-    block, so that a slow drift of the machine hits all alike. Python's garbage collection waits between the blocks.
+    block, so that a slow drift of the machine hits all alike; what else the machine does only ever adds to a time.
+    Python's garbage collection waits between the blocks.
     """
     names, found = list(calls), []
     for block in range(count):
         order = names[block % len(names) :] + names[: block % len(names)]
-        times = dict.fromkeys(names, 0.0)
+        times = dict.fromkeys(names, float("inf"))
         gc.collect()
         gc.disable()
         for name in (order + order[::-1]) * repeats:
-            times[name] += seconds(calls[name]) / (2 * repeats)
+            times[name] = min(times[name], seconds(calls[name]))
         gc.enable()
         found.append(times)
     return found

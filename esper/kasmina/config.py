@@ -63,7 +63,7 @@ class KasminaConfig(Settings):
     freeze_stabilization: bool = False
     freeze_fossils: bool = False
     embargo_steps: int = Field(default=200, ge=0)
-    telemetry_every: int = Field(default=20, ge=0)
+    telemetry_every: int = Field(default=32, ge=0)
 
     @model_validator(mode="before")
     @classmethod

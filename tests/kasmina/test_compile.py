@@ -171,6 +171,7 @@ def test_a_fault_is_contained_in_a_compiled_host(wrong: Callable[[Tensor], Tenso
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # The backend imports what torch has deprecated.
 def test_a_graft_compiles_nothing_again_with_inductor() -> None:
     rig = compiled_rig("blocks", ["blocks.*.down"], "inductor", depth=2)
     compiled = graphs()
