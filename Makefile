@@ -61,7 +61,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 
 soak: $(STAMP)
-	$(BIN)/python benchmarks/kills.py --write benchmarks/results/kills.md
+	$(BIN)/python benchmarks/kills.py --kills 50 --steps 90 --write benchmarks/results/kills.md
 	$(BIN)/python benchmarks/faults.py --write benchmarks/results/faults.md
 	$(BIN)/python benchmarks/growth.py --write benchmarks/results/growth.md
 	$(BIN)/python benchmarks/windows.py

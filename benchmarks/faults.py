@@ -361,7 +361,7 @@ def report(outcomes: list[Outcome]) -> str:
         f"Command: `python benchmarks/faults.py`. torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.machine()}, one thread. Each fault is a fit of its own; {restorations} restorations in all, each "
         "compared with its snapshot: weights, buffers, moments, groups, schedulers, scaler, random streams, seeds, "
-        "Tamiyo, averaged weights. A failure is any difference, a missing or false trigger, a seed under way that is "
+        "Tamiyo. A failure is any difference, a missing or false trigger, a seed under way that is "
         f"not locked or not reported, or a run that does not recover.\n\n{table(outcomes)}\n"
     )
 

@@ -254,7 +254,9 @@ def told(path: Path) -> list[dict[str, Any]]:
 
 _HEAD = """# Kills and resumes
 
-`python benchmarks/kills.py` on a machine with {cores} cores: a training process is ended at random times and resumed
+Command: `python benchmarks/kills.py --kills {kills} --steps {steps}`, {cores} cores.
+
+A training process is ended at random times and resumed
 from its newest good checkpoint until it reaches the end of its {steps} steps. Then every step's loss of every attempt,
 the final weights, the optimizer's state, the history, `events.jsonl` and `fieldreports.jsonl` are compared with those
 of a process that nobody disturbed. A failure is any difference, in any bit, or an exit status that does not fit.
@@ -272,7 +274,11 @@ def table(tallies: list[Tally], steps: int) -> str:
         whole.kills += t.kills
         whole.runs, whole.mid_write = whole.runs + t.runs, whole.mid_write + t.mid_write
         whole.failures, whole.seconds = whole.failures + t.failures, whole.seconds + t.seconds
-    text = _HEAD.format(cores=os.cpu_count(), steps=steps) + "\n".join([*rows, _row("**all**", whole)]) + "\n"
+    text = (
+        _HEAD.format(cores=os.cpu_count(), steps=steps, kills=sum(whole.kills.values()))
+        + "\n".join([*rows, _row("**all**", whole)])
+        + "\n"
+    )
     return text + "".join(f"\n- {failure}" for failure in whole.failures)
 
 

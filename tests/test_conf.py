@@ -140,6 +140,13 @@ def test_every_experiment_has_a_lab_book(name: str, tmp_path: Path) -> None:
     assert composed(f"+experiment={name}", folder=tmp_path)["nissa"]["title"] == name
 
 
+def test_what_the_messages_of_moe_distill_hf_advise_can_be_given(tmp_path: Path) -> None:
+    given = ["model.start=config", "data.tokenizer=teacher", "model.teacher=teacher", "model.student=student"]
+    config = composed("+experiment=moe_distill_hf", *given, folder=tmp_path)
+    assert config["model"]["init_args"]["start"] == "config"
+    assert config["data"]["init_args"]["tokenizer"] == "teacher"
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_one_batch(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
