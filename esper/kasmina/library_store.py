@@ -124,10 +124,11 @@ def kernel_id(ir: BlueprintIR, site: SiteShape, dims: dict[str, int]) -> str:
 
 
 def _warm_up(kernel: Kernel, site: SiteShape) -> None:
-    child = kernel.make(0, torch.device("cpu"))
+    # The default precision is the whole process's: a trainer in bfloat16 sets and resets it while this thread works.
+    child = kernel.make(0, torch.device("cpu")).float()
     width = site.d_out if kernel.ir.reads == "output" else site.d_in
     with torch.no_grad():
-        result = child(torch.zeros(_example_shape(site, width)))
+        result = child(torch.zeros(_example_shape(site, width), dtype=torch.float32))
     if not torch.isfinite(result).all():
         raise KernelError(f"{kernel.kernel_id} returned a non-finite value in its warm-up.")
 

@@ -150,3 +150,20 @@ def test_a_process_is_never_forked_in_the_middle_of_a_build(store, monkeypatch):
     if child == 0:
         os._exit(len(building))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_trainer_that_changes_the_default_precision_meanwhile_spoils_no_build(store, monkeypatch, before):
+    original = library_store.build
+
+    def interrupted(*args, **given):
+        torch.set_default_dtype(torch.bfloat16 if before else torch.float32)
+        child = original(*args, **given)
+        torch.set_default_dtype(torch.float32 if before else torch.bfloat16)
+        return child
+
+    monkeypatch.setattr(library_store, "build", interrupted)
+    try:
+        assert wait(store, KernelRequest("BP-MLP-GELU", SITES["btd"])) is not None
+    finally:
+        torch.set_default_dtype(torch.float32)

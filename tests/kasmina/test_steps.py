@@ -30,7 +30,7 @@ def test_health_is_the_mean_over_the_samples(rig):
     layer, seen = rig.bank.layer("2"), []
     rig.model.host[2].register_forward_hook(lambda _, __, y: seen.append(y.detach().numpy().copy()) and None)
     for step in range(3):
-        rig.stepper.begin(20 * step)
+        rig.stepper.begin(rig.bank.config.telemetry_every * step)
         rig.model(batch() * (step + 1)).square().mean().backward()
     health = drain_health(layer)[0]
     assert health[COLUMN["chunk_mean"]].item() == pytest.approx(np.mean([y.mean() for y in seen]), abs=1e-6)
