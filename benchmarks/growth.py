@@ -293,7 +293,7 @@ LEVELS = """
 The report part is the first twelfth of the library's files, without those in folders named `test` or `tests`; 192 (C)
 and 128 (D) windows spread evenly over it are measured. Which windows the first trials took is not recorded, and that
 choice alone moves a level, see [windows.md](windows.md). Reading the rule as leaving
-out `test` alone, but not `tests`, puts easier files into the report part and lowers all levels of C and D by about .16.
+out `test` alone, but not `tests`, puts easier files into the report part and lowers all levels of C and D by about .2.
 Gains are paired over the same windows and do not depend on that.
 """
 
