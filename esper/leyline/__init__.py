@@ -1,5 +1,17 @@
 """Leyline: the contracts every other part of Esper shares."""
 
+from esper.leyline.artifacts import (
+    Attestation,
+    BlueprintAnswer,
+    BlueprintRequest,
+    CompilationRequest,
+    CompiledKernel,
+    KernelFaulted,
+    KernelManifest,
+    KernelSpec,
+    Pipeline,
+    Role,
+)
 from esper.leyline.base import Message, Record
 from esper.leyline.codec import MAX_BYTES, REGISTRY, decode, encode, from_json, seal, to_json, unseal
 from esper.leyline.commands import AdaptationSignal, KasminaControlCommand
@@ -15,8 +27,11 @@ from esper.leyline.envelope import (
     event_topic,
 )
 from esper.leyline.errors import (
+    BadHash,
+    BadSignature,
     BlueprintDoesNotFit,
     BlueprintError,
+    BusError,
     CheckpointError,
     ConfigError,
     ContractError,
@@ -24,13 +39,21 @@ from esper.leyline.errors import (
     DistributedError,
     EsperError,
     IllegalTransition,
+    JobError,
     KernelError,
     NoSuchSeed,
     OutputError,
     RollbackError,
     SchemaMismatch,
     SiteError,
+    StaleManifest,
     StateCorruption,
+    StoreError,
+    TrustError,
+    UnknownPeer,
+    UnsafePath,
+    WrongFingerprint,
+    WrongRole,
 )
 from esper.leyline.events import (
     BlueprintSubmitted,
@@ -100,6 +123,16 @@ from esper.leyline.states import (
 )
 
 __all__ = [
+    "Attestation",
+    "BlueprintAnswer",
+    "BlueprintRequest",
+    "CompilationRequest",
+    "CompiledKernel",
+    "KernelFaulted",
+    "KernelManifest",
+    "KernelSpec",
+    "Pipeline",
+    "Role",
     "Message",
     "Record",
     "MAX_BYTES",
@@ -121,8 +154,11 @@ __all__ = [
     "Envelope",
     "Priority",
     "event_topic",
+    "BadHash",
+    "BadSignature",
     "BlueprintDoesNotFit",
     "BlueprintError",
+    "BusError",
     "CheckpointError",
     "ConfigError",
     "ContractError",
@@ -130,12 +166,20 @@ __all__ = [
     "DistributedError",
     "EsperError",
     "IllegalTransition",
+    "JobError",
     "KernelError",
     "NoSuchSeed",
     "OutputError",
     "SchemaMismatch",
     "SiteError",
+    "StaleManifest",
     "StateCorruption",
+    "StoreError",
+    "TrustError",
+    "UnknownPeer",
+    "UnsafePath",
+    "WrongFingerprint",
+    "WrongRole",
     "BlueprintSubmitted",
     "Candidate",
     "DecisionMade",

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 import msgpack  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
-from esper.leyline import commands, envelope, events, kernels, packets, reports
+from esper.leyline import artifacts, commands, envelope, events, kernels, packets, reports
 from esper.leyline.base import SCHEMA_MISMATCH, Message
 from esper.leyline.errors import ContractError, SchemaMismatch
 
@@ -52,6 +52,14 @@ _MESSAGES: tuple[type[Message], ...] = (
     events.WorkerDied,
     events.SlowConsumer,
     events.SecurityAlert,
+    artifacts.KernelSpec,
+    artifacts.KernelManifest,
+    artifacts.Attestation,
+    artifacts.CompilationRequest,
+    artifacts.CompiledKernel,
+    artifacts.KernelFaulted,
+    artifacts.BlueprintRequest,
+    artifacts.BlueprintAnswer,
     envelope.Envelope,
 )
 REGISTRY: Registry = MappingProxyType({kind.__name__: kind for kind in _MESSAGES})

@@ -16,7 +16,18 @@ EsperError
 ├── RollbackError (RuntimeError)      a run cannot go back to a good state
 ├── DistributedError (RuntimeError)   the processes of one run differ, or one of them is gone
 ├── DataError (ValueError)            data are missing or not split as needed
-└── OutputError (OSError)             a result cannot be written where asked
+├── OutputError (OSError)             a result cannot be written where asked
+├── BusError (RuntimeError)           a message could not be sent, kept or received
+├── StoreError (RuntimeError)         a record or artifact is missing, damaged or in conflict
+├── JobError (RuntimeError)           a worker could not do its job
+└── TrustError (RuntimeError)         something that was handed in is not what it claims to be
+    ├── BadSignature                  a signature is missing or wrong
+    ├── WrongRole                     signed by somebody who may not say this
+    ├── BadHash                       bytes that differ from their hash
+    ├── WrongFingerprint              made for another machine or another torch
+    ├── StaleManifest                 an older statement, shown again
+    ├── UnsafePath                    a path that leaves its folder
+    └── UnknownPeer                   a message from an unknown key
 ```
 
 A message says what was given, what is allowed and what to do.
@@ -97,3 +108,47 @@ class DataError(EsperError, ValueError):
 
 class OutputError(EsperError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+class BusError(EsperError, RuntimeError):
+    """A message could not be sent, kept or received."""
+
+
+class StoreError(EsperError, RuntimeError):
+    """A record or an artifact is missing, damaged, or in conflict with another."""
+
+
+class JobError(EsperError, RuntimeError):
+    """A worker could not do its job."""
+
+
+class TrustError(EsperError, RuntimeError):
+    """Something that was handed in is not what it claims to be; it is not used."""
+
+
+class BadSignature(TrustError):
+    """A signature is missing or wrong."""
+
+
+class WrongRole(TrustError):
+    """A statement signed by somebody who may not make it."""
+
+
+class BadHash(TrustError):
+    """Bytes that differ from the hash under which they are known."""
+
+
+class WrongFingerprint(TrustError):
+    """A kernel that was made for another machine or another toolchain."""
+
+
+class StaleManifest(TrustError):
+    """An older statement, shown again after a newer one."""
+
+
+class UnsafePath(TrustError):
+    """A path that leaves the folder it belongs to."""
+
+
+class UnknownPeer(TrustError):
+    """A message from a key that nobody has admitted."""

@@ -35,6 +35,7 @@ VERDICT = ll.UrabraskValidationReport(
     hardware_context=HARDWARE,
     report_timestamp=1.75e9,
 )
+SPEC = ll.KernelSpec(ir="{}", layout="btd", d_in=64, d_out=64, tokens=128, kind="linear", dims={"h": 16})
 PACKET = ll.SystemStatePacket(
     run_id="run-1",
     current_epoch=3,
@@ -153,6 +154,35 @@ EXAMPLES = {
         ll.WorkerDied(pool="tezzeret", worker_id="w1", job_id="j1", attempt=1, exit_code=-9, requeued=True),
         ll.SlowConsumer(consumer="nissa", topic=ll.TELEMETRY_SEED_HEALTH, queued=1000, dropped=12, lag_s=1.5),
         ll.SecurityAlert(source="loader", subject="ab12", violation=ll.Violation.SIGNATURE, detail="no such key"),
+        SPEC,
+        ll.KernelManifest(
+            kernel_id="ab12-cpu-standard-0f",
+            name="BP-MLP-GELU",
+            blueprint_id="ab12",
+            spec=SPEC,
+            pipeline="standard",
+            toolchain="torch 2.13.0",
+            fingerprint="f0",
+            parameters=("up.weight",),
+            forward_outputs=2,
+            backward_wiring=("i0", "o1", "t0"),
+            files={"fw.so": "9f"},
+            serial=7,
+            created=1.75e9,
+        ),
+        ll.Attestation(
+            kernel_artifact_id="ab12-cpu-standard-0f",
+            artifact_hash="9f",
+            status=ll.ArtifactStatus.VALIDATED,
+            role=ll.Role.URABRASK,
+            serial=8,
+            signature=b"signed",
+        ),
+        ll.CompilationRequest(spec=SPEC, pipeline="standard", interest=0.75, requester="run-1"),
+        ll.CompiledKernel(manifest="{}", files={"fw.so": b"ELF"}, record="{}"),
+        ll.KernelFaulted(kernel_artifact_id="ab12-cpu-standard-0f", run_id="run-1", detail="NaN in the output"),
+        ll.BlueprintRequest(layout="btd", tier="standard", max_params=4096, d_in=64, d_out=64, kind="mlp"),
+        ll.BlueprintAnswer(names=("BP-MLP-GELU",), conservative=True, why="Karn did not answer"),
         ll.Envelope(
             id="e1",
             topic=ll.CONTROL_KASMINA_COMMANDS,

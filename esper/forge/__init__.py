@@ -1,0 +1,1 @@
+"""The forge: bus, store, pools and Karn as one set of processes beside a run."""

@@ -1,0 +1,1 @@
+"""Karn: knows which blueprints would serve."""

@@ -1,0 +1,1 @@
+"""Tezzeret: checks blueprints and compiles them into kernels."""

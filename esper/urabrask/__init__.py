@@ -1,0 +1,1 @@
+"""Urabrask: tries kernels out, measures them, and says which may be used."""
