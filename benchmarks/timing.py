@@ -36,12 +36,14 @@ def seconds(call: Call, clock: Callable[[], float] = time.process_time) -> float
     return clock() - start
 
 
-def blocks(calls: Mapping[str, Call], count: int, repeats: int = 1) -> list[dict[str, float]]:
+def blocks(
+    calls: Mapping[str, Call], count: int, repeats: int = 1, prepare: Callable[[str], object] = lambda name: None
+) -> list[dict[str, float]]:
     """Return one dict of seconds per block: the least that each call took in it.
 
     In a block every call runs `2 * repeats` times: there and back (A B C C B A), beginning with another call in each
     block, so that a slow drift of the machine hits all alike; what else the machine does only ever adds to a time.
-    Python's garbage collection waits between the blocks.
+    Python's garbage collection waits between the blocks. `prepare` is called with a call's name before it, untimed.
     """
     names, found = list(calls), []
     for block in range(count):
@@ -50,6 +52,7 @@ def blocks(calls: Mapping[str, Call], count: int, repeats: int = 1) -> list[dict
         gc.collect()
         gc.disable()
         for name in (order + order[::-1]) * repeats:
+            prepare(name)
             times[name] = min(times[name], seconds(calls[name]))
         gc.enable()
         found.append(times)

@@ -1,7 +1,8 @@
 """How far does the choice of report windows alone move the losses of tasks C and D?
 
-One small model of each task is trained as in `growth.py`, then measured on many random draws of as many windows as the
-report part has. The spread is what two honest measurements of the same model may differ by.
+The small and the wide host of each task are trained as in `growth.py`, then measured on many random draws of as many
+windows as the report part has. The spread of a level is what two honest measurements of the same model may differ by;
+the spread of the paired difference is how much of that is left when both hosts are measured on the same windows.
 
     python benchmarks/windows.py
 """
@@ -19,10 +20,11 @@ import esper
 from esper.data.text import standard_library
 
 DRAWS = 64
+ARMS = ("small", "wide")
 
 
-def small_host(task: growth.Task) -> nn.Module:
-    """Return the task's small host, trained as in the table."""
+def host_of(task: growth.Task, arm: str) -> nn.Module:
+    """Return one of the task's static hosts, trained as in the table."""
     kept: list[nn.Module] = []
     original = esper.TolariaTrainer.train
 
@@ -31,7 +33,7 @@ def small_host(task: growth.Task) -> nn.Module:
         return original(self, *args)
 
     esper.TolariaTrainer.train = train  # type: ignore[method-assign]
-    growth.run(task, "small", 0)
+    growth.run(task, arm, 0)
     esper.TolariaTrainer.train = original  # type: ignore[method-assign]
     return kept[0].eval()
 
@@ -49,17 +51,24 @@ def losses(host: nn.Module, text: Tensor, starts: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+def told(name: str, values: list[float]) -> str:
+    """Return a row of the table."""
+    spread = f"{statistics.stdev(values):.3f} | {min(values):.3f} | {max(values):.3f}"
+    return f"| {name} | {statistics.mean(values):.3f} | {spread} |"
+
+
 def main() -> None:
-    """Print one line per task."""
+    """Print the rows of the table."""
     text = torch.frombuffer(bytearray(standard_library()[2]), dtype=torch.uint8)
     for task in growth.TASKS.values():
-        host, n = small_host(task), task.report_windows
-        draws = (torch.randint(len(text) - 129, (n,), generator=torch.Generator().manual_seed(s)) for s in range(DRAWS))
-        means = [float(losses(host, text, starts).mean()) for starts in draws]
-        told = (
-            f"mean {statistics.mean(means):.3f}, sd {statistics.stdev(means):.3f}, {min(means):.3f} to {max(means):.3f}"
-        )
-        Console().print(f"{task.name} small, seed 0, {DRAWS} draws of {n} windows: {told}")
+        hosts, n = {arm: host_of(task, arm) for arm in ARMS}, task.report_windows
+        draws = [torch.randint(len(text) - 129, (n,), generator=torch.Generator().manual_seed(s)) for s in range(DRAWS)]
+        means = {arm: [float(losses(host, text, starts).mean()) for starts in draws] for arm, host in hosts.items()}
+        for arm, values in means.items():
+            Console().print(told(f"{task.name} {arm}, {n} windows", values))
+        paired = [small - wide for small, wide in zip(*means.values(), strict=True)]
+        Console().print(told(f"{task.name} small - wide", paired))
+        Console().print(f"{task.name}: correlation of the levels {statistics.correlation(*means.values()):.3f}")
 
 
 if __name__ == "__main__":
