@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -71,6 +71,21 @@ class KernelStore(ABC):
     @abstractmethod
     def evict(self, kernel_id: str) -> None:
         """Never offer this kernel again: it failed at run time."""
+
+    def portable(self) -> "KernelStore":
+        """Return the store whose kernels are the same on every machine: several ranks take theirs from it."""
+        return self
+
+    def reclaim(self, kernel_id: str, child: nn.Module) -> nn.Module:
+        """Return a child that was rebuilt from a checkpoint as the kernel of that id makes it; its weights stay."""
+        return child
+
+    def state(self) -> dict[str, Any]:
+        """Return as plain data what a resumed run must know to be offered the same kernels."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027 - a store without a state takes none back
+        """Take back what `state` returned."""
 
     @abstractmethod
     def close(self) -> None:

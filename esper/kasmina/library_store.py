@@ -2,12 +2,15 @@
 
 import hashlib
 import logging
+import math
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from typing import final
 
 import torch
+from torch import Tensor
 
 from esper.blueprints import BlueprintIR, Library, SiteShape, build, cost, load_library, why_not
 from esper.kasmina.cache import KernelCache
@@ -19,7 +22,12 @@ _WARM_UP_SAMPLES = 2
 _log = logging.getLogger(__name__)
 
 _BUILDING = threading.RLock()
-"""Held during a build: a loader's worker forked meanwhile would inherit torch's locks as the build held them."""
+
+
+def building() -> AbstractContextManager[object]:
+    """Return the lock to hold during a build: a process forked meanwhile would inherit torch's locks as they were."""
+    return _BUILDING
+
 
 os.register_at_fork(before=_BUILDING.acquire, after_in_parent=_BUILDING.release, after_in_child=_BUILDING.release)
 
@@ -79,6 +87,14 @@ class LibraryKernelStore(KernelStore):
         self.cache.put(request, kernel)
         return kernel
 
+    def wait(self, request: KernelRequest) -> Kernel:
+        """Return the kernel without keeping it; for threads that may take their time.
+
+        Raises:
+            KernelError: it cannot be had.
+        """
+        return self._ingest(request)
+
     def evict(self, kernel_id: str) -> None:
         """Drop the kernel and refuse it from now on."""
         self._banned.add(kernel_id)
@@ -126,15 +142,28 @@ def kernel_id(ir: BlueprintIR, site: SiteShape, dims: dict[str, int]) -> str:
 def _warm_up(kernel: Kernel, site: SiteShape) -> None:
     # The default precision is the whole process's: a trainer in bfloat16 sets and resets it while this thread works.
     child = kernel.make(0, torch.device("cpu")).float()
-    width = site.d_out if kernel.ir.reads == "output" else site.d_in
-    with torch.no_grad():
-        result = child(torch.zeros(_example_shape(site, width), dtype=torch.float32))
+    # Backwards too: what torch prepares once for each kind of operation would otherwise be paid by the first step.
+    with torch.enable_grad():
+        result = child(example(site, kernel.ir).requires_grad_())
+        result.sum().backward()
     if not torch.isfinite(result).all():
         raise KernelError(f"{kernel.kernel_id} returned a non-finite value in its warm-up.")
 
 
-def _example_shape(site: SiteShape, width: int) -> tuple[int, ...]:
-    if site.layout == "bchw":
-        side = max(1, round(site.tokens**0.5))
-        return (_WARM_UP_SAMPLES, width, side, max(1, site.tokens // side))
-    return (_WARM_UP_SAMPLES, site.tokens, width) if site.layout == "btd" else (_WARM_UP_SAMPLES, width)
+def example(site: SiteShape, ir: BlueprintIR) -> Tensor:
+    """Return two samples of what a child reads at a site, the same each time."""
+    width = site.d_out if ir.reads == "output" else site.d_in
+    shape = {"bd": (width,), "btd": (site.tokens, width), "bchw": (width, *image_sides(site.tokens))}[site.layout]
+    count = _WARM_UP_SAMPLES * math.prod(shape)
+    return torch.linspace(-1.0, 1.0, count, dtype=torch.float32).view(_WARM_UP_SAMPLES, *shape)
+
+
+def image_sides(tokens: int) -> tuple[int, int]:
+    """Return height and width of the image of `tokens` pixels that kernels are tried with.
+
+    Example:
+        >>> image_sides(64), image_sides(32)
+        ((8, 8), (4, 8))
+    """
+    height = next(side for side in range(math.isqrt(tokens), 0, -1) if tokens % side == 0)
+    return height, tokens // height

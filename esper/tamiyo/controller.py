@@ -212,7 +212,9 @@ class TamiyoController:
         self._foresee(final=False)
 
     def refetch(self) -> None:
-        """Ask again for the kernels of seeds that wait for one: a resumed run starts with an empty store."""
+        """Ask again for the kernels of seeds: a resumed run starts with an empty store."""
+        for seed, graft in self.bank.grafted().items():
+            graft.child = self.store.reclaim(self.bank.records[seed].kernel_id, graft.child)
         for seed, record in self.bank.records.items():
             if record.state in (SeedState.GERMINATED.value, SeedState.LOADING.value):
                 self.store.prefetch(self.writer.request(seed))
@@ -309,6 +311,7 @@ class TamiyoController:
             "losses": list(self.losses),
             "explanations": list(self.explanations),
             "reports": [to_json(report) for report in self.reports],
+            "store": self.store.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -316,6 +319,7 @@ class TamiyoController:
         self.run_id, self.paused, self.calm_until = state["run_id"], state["paused"], state.get("calm_until", 0)
         self.losses, self.explanations = list(state["losses"]), list(state["explanations"])
         self.reports = [from_json(FieldReport, text) for text in state["reports"]]
+        self.store.restore(state.get("store", {}))
 
     def memory(self) -> dict[str, Any]:
         """Return what a rollback takes back: all that was learned from the run."""

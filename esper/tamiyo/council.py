@@ -62,6 +62,7 @@ class Council:
             self._share_losses(tally)
             self._share_health()
             controller.paused = self._share_requests(controller.morphable, controller.paused)
+            self._share_rollback(controller)
 
     def loss(self, loss: float) -> float:
         """Return the loss that a ramp may follow: the mean over the ranks while one is under way."""
@@ -82,6 +83,12 @@ class Council:
         morphable.requests = [GerminationRequest(SeedId.parse(s), name, how) for s, name, how in given[0]]
         morphable.cancellations = [SeedId.parse(seed) for seed in given[1]]
         return bool(given[2])
+
+    def _share_rollback(self, controller: TamiyoController) -> None:
+        """Let a rollback that was asked for on any rank since the last batch be asked for on all."""
+        reasons = self.ranks.gather(controller.take_rollback_request())
+        for reason in [reason for reason in reasons if reason is not None][:1]:
+            controller.request_rollback(reason)
 
     def _share_losses(self, tally: Tally) -> None:
         tally.sum, count = self.ranks.total([tally.sum, tally.count])
@@ -140,16 +147,17 @@ class AgreedStore(KernelStore):
     def __init__(self, store: KernelStore, ranks: Ranks) -> None:
         """Remember both."""
         self.store, self.ranks = store, ranks
+        self.shared = store.portable()
 
     def prefetch(self, request: KernelRequest) -> None:
         """Start to make the kernel ready on this rank."""
-        self.store.prefetch(request)
+        self.shared.prefetch(request)
 
     def poll(self, request: KernelRequest) -> Kernel | None:
         """Return the kernel when all ranks have it; collective."""
         kernel, failure = None, ""
         try:
-            kernel = self.store.poll(request)
+            kernel = self.shared.poll(request)
         except (KernelError, BlueprintError) as error:
             failure = str(error)
         answers = self.ranks.gather([kernel is not None, failure])
@@ -160,7 +168,7 @@ class AgreedStore(KernelStore):
 
     def evict(self, kernel_id: str) -> None:
         """Never offer this kernel again."""
-        self.store.evict(kernel_id)
+        self.shared.evict(kernel_id)
 
     def close(self) -> None:
         """Release what this rank's store holds."""

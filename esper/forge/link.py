@@ -1,0 +1,122 @@
+"""A run's way to the forge: letters over the bus, kernels out of the store."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import final
+
+from esper.leyline.artifacts import CompilationRequest, KernelFaulted, KernelSpec
+from esper.leyline.base import Message
+from esper.leyline.envelope import COMPILATION, VALIDATION
+from esper.leyline.errors import BusError, StoreError
+from esper.leyline.ids import new_id
+from esper.oona.contracts import Bus, Subscription
+from esper.urza.door import VerifiedKernel
+from esper.urza.store import Urza
+
+REQUESTED = f"{COMPILATION}.requested"
+"""Topic of requests for kernels."""
+
+FAULTED = f"{VALIDATION}.faulted"
+"""Topic of kernels that failed in a run."""
+
+
+@final
+class ForgeLink:
+    """What a kernel store needs of the forge, see `esper.kasmina.forge_store.Forge`.
+
+    Kernels are read from the store's folder, whether or not the forge works at the moment.
+
+    Args:
+        connect: returns a connection to the forge's bus, or raises a BusError while there is none.
+        open_store: returns the forge's store, with public keys; None where there is none yet.
+        fingerprint: returns that of the binary interface of this process.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Bus], open_store: Callable[[], Urza | None], fingerprint: Callable[[], str]
+    ) -> None:
+        """Connect to nothing yet."""
+        self._connect, self._open_store, self._fingerprint = connect, open_store, fingerprint
+        self._bus: Bus | None = None
+        self._verdicts: Subscription | None = None
+        self._urza: Urza | None = None
+
+    def send(self, message: CompilationRequest | KernelFaulted) -> None:
+        """Ask for a kernel, or report one that failed; everything that follows from it bears one trace id."""
+        self._listen()
+        assert self._bus is not None
+        topic = REQUESTED if isinstance(message, CompilationRequest) else FAULTED
+        try:
+            self._bus.publish(message, topic, trace_id=new_id())
+        except BusError:
+            self._hang_up()
+            raise
+
+    def hear(self, timeout_s: float) -> Message | None:
+        """Return the next verdict, or None."""
+        verdicts = self._listen()
+        delivery = verdicts.receive(timeout_s)
+        if delivery is None:
+            return None
+        verdicts.ack(delivery)
+        return delivery.message
+
+    def validated(self, spec: KernelSpec, before: float | None) -> list[str]:
+        """Return the ids of the compiled kernels of this spec that were validated before a time, fastest first."""
+        urza = self._store()
+        kernels = [urza.kernel(name) for name in urza.of_spec(spec)] if urza is not None else []
+        return [
+            kernel.id
+            for kernel in kernels
+            if kernel.compilation_pipeline != "fast"
+            and kernel.validation_report is not None
+            and (before is None or kernel.validation_report.report_timestamp < before)
+        ]
+
+    def verified(self, kernel_id: str) -> VerifiedKernel:
+        """Return a kernel after every check of the store's door."""
+        urza = self._store()
+        if urza is None:
+            raise StoreError(f"There is no store to take {kernel_id} from.")
+        found = urza.verified(kernel_id, self._fingerprint())
+        urza.used(kernel_id)
+        return found
+
+    def close(self) -> None:
+        """Hang up."""
+        self._hang_up()
+        if self._urza is not None:
+            self._urza.close()
+
+    def _store(self) -> Urza | None:
+        if self._urza is None:
+            self._urza = self._open_store()
+        return self._urza
+
+    def _listen(self) -> Subscription:
+        if self._bus is not None and self._verdicts is not None:
+            return self._verdicts
+        self._hang_up()
+        self._bus = self._connect()
+        self._verdicts = self._bus.subscribe(f"{VALIDATION}.characterized", f"{VALIDATION}.rejected")
+        return self._verdicts
+
+    def _hang_up(self) -> None:
+        bus, self._bus, self._verdicts = self._bus, None, None
+        if bus is not None:
+            bus.close()
+
+
+class Places:
+    """Where a forge keeps its things.
+
+    Args:
+        root: its folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        """Derive every place."""
+        self.root = Path(root).resolve()
+        self.bus, self.store, self.keys = self.root / "bus", self.root / "store", self.root / "keys"
+        self.jobs, self.shelf = self.root / "jobs", self.root / "shelf"
+        self.lock, self.card, self.log = self.root / "forge.lock", self.root / "forge.json", self.root / "forge.log"

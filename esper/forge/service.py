@@ -1,0 +1,152 @@
+"""The forge at work: bus, store, Karn, Tezzeret and Urabrask in one process, which alone holds the private keys."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self, final
+
+from esper.blueprints import load_library
+from esper.forge.link import Places
+from esper.karn.service import Karn
+from esper.leyline.base import Message
+from esper.leyline.envelope import Priority, event_topic
+from esper.leyline.errors import EsperError
+from esper.leyline.events import SecurityAlert
+from esper.oona.broker import Broker
+from esper.oona.client import ZmqBus
+from esper.oona.keys import CurveKeys
+from esper.tezzeret.job import SHELF
+from esper.tezzeret.service import Tezzeret
+from esper.urabrask.service import Urabrask
+from esper.urza.signing import KeyRing
+from esper.urza.store import Urza
+from esper.workers.foreman import PoolConfig
+from esper.workers.pool import ProcessPool
+
+_WAIT_S = 0.1
+_LONGEST_SOCKET = 90
+_log = logging.getLogger(__name__)
+
+
+@final
+class Workshop:
+    """Everything that a forge runs; `step` does one round, `close` ends it all.
+
+    Args:
+        places: where its things are; one forge at a time works there.
+        tezzeret: workers that compile.
+        urabrask: workers that try kernels out.
+        cpu_budget_s: processor time that compiling may take in a day, in seconds; None for no bound.
+        listen: host that workers of other machines may join at, e.g. `0.0.0.0`; None admits none.
+
+    Raises:
+        EsperError: a folder, a key or an address is not to be had.
+    """
+
+    def __init__(
+        self,
+        places: Places,
+        *,
+        tezzeret: int = 1,
+        urabrask: int = 1,
+        cpu_budget_s: float | None = None,
+        listen: str | None = None,
+    ) -> None:
+        """Start broker, store and pools."""
+        places.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.environ.setdefault(SHELF, str(places.shelf))
+        self.places, self._stack = places, ExitStack()
+        try:
+            self.broker = self._stack.enter_context(Broker(places.bus, self._address()))
+            self.bus = self._stack.enter_context(ZmqBus(self.broker.address, sender="forge"))
+            self.urza = self._stack.enter_context(Urza(places.store, KeyRing(places.keys), on_alert=self._alert))
+            budget = PoolConfig(cpu_budget_s=cpu_budget_s)
+            self.pools = {
+                "tezzeret": self._pool("tezzeret", tezzeret, listen, budget),
+                "urabrask": self._pool("urabrask", urabrask, listen, PoolConfig()),
+            }
+            self._open_services()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _address(self) -> str | None:
+        """Return where the bus listens; None is a socket in its own folder, whose path must not be long."""
+        if len(os.fsencode(places_bus := self.places.bus / "bus")) <= _LONGEST_SOCKET:
+            return None
+        private = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="esper-bus-"))
+        return f"ipc://{private}/{places_bus.name}"
+
+    def _open_services(self) -> None:
+        karn = Karn(self.bus, self.urza, load_library())
+        tezzeret = Tezzeret(self.bus, self.urza, self.pools["tezzeret"])
+        urabrask = Urabrask(self.bus, self.urza, self.pools["urabrask"])
+        for service in (karn, tezzeret, urabrask):
+            self._stack.callback(service.close)
+        self._steps: dict[str, Callable[[float], bool]] = {
+            "karn": karn.step,
+            "tezzeret": tezzeret.step,
+            "urabrask": urabrask.step,
+        }
+        karn.open()
+
+    def _pool(self, name: str, workers: int, listen: str | None, config: PoolConfig) -> ProcessPool:
+        keys = curve_keys(self.places).admitting(self.places.keys / "admitted") if listen else None
+        pool = ProcessPool(
+            name,
+            f"esper.{name}.job",
+            workers,
+            folder=self.places.jobs / name,
+            listen=f"tcp://{listen}:*" if listen and ":" not in listen else (f"tcp://{listen}" if listen else None),
+            keys=keys,
+            config=config,
+            on_event=lambda event: self._publish(event),
+        )
+        return self._stack.enter_context(pool)
+
+    def step(self) -> bool:
+        """Let each service do one round; one that fails is logged and has its turn again.
+
+        Returns:
+            Whether there was anything to do.
+        """
+        worked = False
+        for name, step in self._steps.items():
+            try:
+                worked |= step(0.0 if worked else _WAIT_S)
+            except EsperError as error:
+                _log.error("%s: %s", name, error)
+        return worked
+
+    def close(self) -> None:
+        """End the pools, the bus and the store; what is under way waits in the journals."""
+        self._stack.close()
+
+    def _alert(self, alert: SecurityAlert) -> None:
+        self._publish(alert, Priority.EMERGENCY)
+
+    def _publish(self, event: Message, priority: Priority = Priority.HIGH) -> None:
+        try:
+            self.bus.publish(event, event_topic(type(event).__name__), priority=priority)
+        except EsperError as error:
+            _log.warning("%s could not be told: %s", type(event).__name__, error)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def curve_keys(places: Places) -> CurveKeys:
+    """Return the forge's pair for workers of other machines, made the first time."""
+    file: Path = places.keys / "curve"
+    return CurveKeys.load(file if file.exists() else CurveKeys.generate().save(file))

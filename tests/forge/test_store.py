@@ -1,0 +1,218 @@
+"""A run's kernel store over a real bus and a real Urza: asks, adopts what is validated, refuses what is doctored."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esper.blueprints import load_library
+from esper.forge.link import FAULTED, REQUESTED, ForgeLink
+from esper.karn.service import stated
+from esper.kasmina.compiled import CompiledChild
+from esper.kasmina.forge_store import ForgeStore
+from esper.kasmina.kernels import Kernel, KernelRequest
+from esper.leyline.artifacts import CompilationRequest, KernelFaulted
+from esper.leyline.errors import BusError
+from esper.leyline.events import KernelCharacterized
+from esper.leyline.kernels import UrabraskValidationReport
+from esper.leyline.reports import HardwareContext
+from esper.oona.contracts import Bus
+from esper.oona.memory import MemoryBus
+from esper.testing import check_store
+from esper.tezzeret.toolchain import fingerprint
+from esper.urza.signing import KeyRing
+from esper.urza.store import Urza
+from tests.kernels import SITE, compiled, parcel, spec
+
+REQUEST = KernelRequest("BP-MLP-GELU", SITE)
+CPU = torch.device("cpu")
+
+
+class Shared(Bus):
+    """A bus that outlives who uses it."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.publish, self.subscribe, self.forget = bus.publish, bus.subscribe, bus.forget  # type: ignore[method-assign]
+
+    def publish(self, *args: Any, **kwargs: Any) -> Any: ...
+    def subscribe(self, *args: Any, **kwargs: Any) -> Any: ...
+    def forget(self, group: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class World:
+    """A bus and a store of their own, and a judge."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bus = folder, MemoryBus()
+        self.urza = Urza(folder / "store", KeyRing(folder / "keys"))
+        self.stores: list[ForgeStore] = []
+
+    def open(self, **given: Any) -> ForgeStore:
+        def shelf() -> Urza:
+            return Urza(self.folder / "store", KeyRing.public_only(self.folder / "keys"))
+
+        self.stores.append(ForgeStore(ForgeLink(lambda: Shared(self.bus), shelf, fingerprint), **given))
+        return self.stores[-1]
+
+    def promote(self, folder: Path) -> str:
+        self.urza.submit(stated(load_library()["BP-MLP-GELU"].ir))
+        kernel = self.urza.put(parcel(folder))
+        verdict = UrabraskValidationReport(
+            kernel_artifact_id=kernel.id,
+            passed_validation=True,
+            risk_score=0.1,
+            conf_level=0.9,
+            hardware_context=HardwareContext(device_type="cpu"),
+            report_timestamp=time.time(),
+        )
+        self.urza.judge(verdict)
+        told = KernelCharacterized(
+            kernel_artifact_id=kernel.id, blueprint_id=kernel.blueprint_id, risk_score=0.1, conf_level=0.9
+        )
+        self.bus.publish(told, "validation.characterized")
+        return kernel.id
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.close()
+        self.urza.close()
+        self.bus.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def until(ready: Callable[[], Any], limit_s: float = 20.0) -> Any:
+    deadline = time.monotonic() + limit_s
+    while not (found := ready()):
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+    return found
+
+
+def is_compiled(kernel: Kernel | None) -> bool:
+    return kernel is not None and isinstance(kernel.make(0, CPU), CompiledChild)
+
+
+def test_without_anything_compiled_it_is_a_store_like_any_other(world: World) -> None:
+    check_store(lambda: world.open())
+
+
+def test_what_is_not_there_is_asked_for_once(world: World) -> None:
+    with world.bus.subscribe(REQUESTED) as requests:
+        store = world.open()
+        for _ in range(3):
+            store.prefetch(REQUEST)
+        assert until(lambda: store.poll(REQUEST)).kernel_id.count("-eager-") == 1
+        delivery = requests.receive(5.0)
+        assert delivery is not None and isinstance(delivery.message, CompilationRequest)
+        assert delivery.message.spec == spec() and delivery.envelope.trace_id
+        assert requests.receive(0.3) is None
+
+
+def test_a_forge_that_cannot_be_reached_is_done_without(world: World) -> None:
+    def connect() -> Bus:
+        raise BusError("nobody there")
+
+    store = ForgeStore(ForgeLink(connect, lambda: None, fingerprint))
+    world.stores.append(store)
+    began = time.monotonic()
+    assert until(lambda: store.poll(REQUEST)).kernel_id.count("-eager-") == 1
+    assert time.monotonic() - began < 5.0, "a run must not wait for a forge"
+
+
+@pytest.mark.slow
+def test_what_was_validated_before_the_run_is_adopted(world: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+    kernel_id = world.promote(compiled(tmp_path_factory)[0])
+    store = world.open(adopt="known")
+    kernel = store.poll(REQUEST)
+    assert kernel is not None and kernel.kernel_id == kernel_id and is_compiled(kernel)
+    eager = store.portable().poll(REQUEST)
+    assert eager is not None and not is_compiled(eager)
+    one, two = kernel.make(5, CPU), eager.make(5, CPU)
+    assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adopt", ["known", "any"])
+def test_what_is_validated_during_the_run_is_adopted_only_if_asked_for(
+    world: World, adopt: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = world.open(adopt=adopt)
+    until(lambda: store.poll(REQUEST))
+    world.promote(compiled(tmp_path_factory)[0])
+    if adopt == "any":
+        assert until(lambda: is_compiled(store.poll(REQUEST)))
+    else:
+        time.sleep(1.0)
+        assert not is_compiled(store.poll(REQUEST))
+
+
+@pytest.mark.slow
+def test_a_kernel_that_fails_is_reported_and_never_offered_again(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    kernel_id = world.promote(compiled(tmp_path_factory)[0])
+    with world.bus.subscribe(FAULTED) as faults:
+        store = world.open(run_id="run-1")
+        assert is_compiled(store.poll(REQUEST))
+        store.evict(kernel_id)
+        next_best = store.poll(REQUEST)
+        assert next_best is not None and not is_compiled(next_best)
+        delivery = faults.receive(5.0)
+        assert delivery is not None and isinstance(delivery.message, KernelFaulted)
+        assert delivery.message.kernel_artifact_id == kernel_id and delivery.message.run_id == "run-1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fw.so", "bw.so", "manifest.json", "ir.json"])
+def test_a_doctored_file_is_refused_and_the_eager_kernel_offered(
+    world: World, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    kernel_id = world.promote(compiled(tmp_path_factory)[0])
+    file = world.urza.folder(kernel_id) / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.chmod(0o600)
+    file.write_bytes(bytes(data))
+    store = world.open()
+    assert not is_compiled(store.poll(REQUEST))
+    assert kernel_id in store.refused
+    assert world.urza.alerts()
+
+
+@pytest.mark.slow
+def test_a_rebuilt_child_goes_back_to_its_kernel(world: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+    kernel_id = world.promote(compiled(tmp_path_factory)[0])
+    store = world.open()
+    kernel = store.poll(REQUEST)
+    assert kernel is not None
+    plain = copy.deepcopy(kernel.make(3, CPU))
+    parameters = [id(parameter) for parameter in plain.parameters()]
+    again = store.reclaim(kernel_id, plain)
+    assert isinstance(again, CompiledChild) and [id(p) for p in again.parameters()] == parameters
+    gone = copy.deepcopy(again)
+    assert store.reclaim(kernel_id.replace("standard", "another"), gone) is gone
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_offered_the_kernels_of_its_beginning(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    first = world.open()
+    until(lambda: first.poll(REQUEST))
+    world.promote(compiled(tmp_path_factory)[0])
+    resumed = world.open()
+    resumed.restore(first.state())
+    assert not is_compiled(resumed.poll(REQUEST))
+    assert is_compiled(world.open().poll(REQUEST))
