@@ -77,7 +77,7 @@ class Forge:
         """Return the run's kernel store, or None where the forge is off; nobody waits for the forge to start."""
         if self.enabled and self._store is None:
             cache = KernelCache(int(self.cache_mb * 2**20))
-            link = ForgeLink(self.connect, self.shelf, fingerprint)
+            link = ForgeLink(self.connect, self.shelf, fingerprint, works=lambda: self.running() is not None)
             self._store = ForgeStore(link, adopt=self.adopt, cache=cache, run_id=run_id)
         return self._store
 
@@ -105,7 +105,7 @@ class Forge:
         try:
             card: dict[str, Any] = json.loads(self.places.card.read_text(encoding="utf-8"))
             process = psutil.Process(card["pid"])
-            alive = process.is_running() and abs(process.create_time() - card["created"]) < 2.0
+            alive = process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - card["created"]) < 2.0
         except (OSError, ValueError, KeyError, TypeError, psutil.Error):
             return None
         return card if alive else None

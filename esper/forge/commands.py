@@ -211,7 +211,7 @@ def _row(urza: Urza, kernel: CompiledKernelArtifact) -> dict[str, Any]:
         "pipeline": kernel.compilation_pipeline,
         "status": kernel.status.value,
         "compile_cpu_s": round(record.cpu_seconds, 1) if record else None,
-        "latency_to_eager": report.baseline_comparison.get("latency") if report else None,
+        "step_to_eager": report.baseline_comparison.get("step") if report else None,
         "risk": report.risk_score if report else None,
         "tags": list(report.generated_tags) if report else [],
         "reason": urza.reason(kernel.id),
@@ -220,12 +220,12 @@ def _row(urza: Urza, kernel: CompiledKernelArtifact) -> dict[str, Any]:
 
 def _table(urza: Urza) -> Table:
     table = Table(box=SIMPLE_HEAD)
-    for title in ("kernel", "blueprint", "tier", "status", "compiled in", "time / eager", "risk"):
+    for title in ("kernel", "blueprint", "tier", "status", "compiled in", "step / eager", "risk"):
         table.add_column(title, no_wrap=True)
     table.add_column("tags, or why not")
     for kernel in urza.kernels():
         row = _row(urza, kernel)
-        ratio, spent = row["latency_to_eager"], row["compile_cpu_s"]
+        ratio, spent = row["step_to_eager"], row["compile_cpu_s"]
         table.add_row(
             row["kernel"][:40],
             row["blueprint"],

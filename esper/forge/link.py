@@ -1,8 +1,9 @@
 """A run's way to the forge: letters over the bus, kernels out of the store."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 from esper.leyline.artifacts import CompilationRequest, KernelFaulted, KernelSpec
 from esper.leyline.base import Message
@@ -20,6 +21,9 @@ FAULTED = f"{VALIDATION}.faulted"
 """Topic of kernels that failed in a run."""
 
 
+_LOOK_S: Final = 2.0
+
+
 @final
 class ForgeLink:
     """What a kernel store needs of the forge, see `esper.kasmina.forge_store.Forge`.
@@ -30,12 +34,19 @@ class ForgeLink:
         connect: returns a connection to the forge's bus, or raises a BusError while there is none.
         open_store: returns the forge's store, with public keys; None where there is none yet.
         fingerprint: returns that of the binary interface of this process.
+        works: tells whether the forge still works; asked every few seconds, because a bus does not tell.
     """
 
     def __init__(
-        self, connect: Callable[[], Bus], open_store: Callable[[], Urza | None], fingerprint: Callable[[], str]
+        self,
+        connect: Callable[[], Bus],
+        open_store: Callable[[], Urza | None],
+        fingerprint: Callable[[], str],
+        *,
+        works: Callable[[], bool] = lambda: True,
     ) -> None:
         """Connect to nothing yet."""
+        self._works, self._checked = works, time.monotonic()
         self._connect, self._open_store, self._fingerprint = connect, open_store, fingerprint
         self._bus: Bus | None = None
         self._verdicts: Subscription | None = None
@@ -57,6 +68,7 @@ class ForgeLink:
         verdicts = self._listen()
         delivery = verdicts.receive(timeout_s)
         if delivery is None:
+            self._check_that_it_works()
             return None
         verdicts.ack(delivery)
         return delivery.message
@@ -100,6 +112,14 @@ class ForgeLink:
         self._bus = self._connect()
         self._verdicts = self._bus.subscribe(f"{VALIDATION}.characterized", f"{VALIDATION}.rejected")
         return self._verdicts
+
+    def _check_that_it_works(self) -> None:
+        if time.monotonic() - self._checked < _LOOK_S:
+            return
+        self._checked = time.monotonic()
+        if not self._works():
+            self._hang_up()
+            raise BusError("The forge has ended.")
 
     def _hang_up(self) -> None:
         bus, self._bus, self._verdicts = self._bus, None, None

@@ -1,0 +1,178 @@
+"""Do the pools disturb training? `python benchmarks/disruption.py [--rounds N] [--write FILE]`.
+
+The `bytelm` run, grafts included, once with a forge whose pools have no workers and once with pools that compile and
+try out the whole library all the while; the training process on one core, the pools on the other, in turns. Per arm:
+median, 99th percentile and longest step after the first 50, over all rounds; and the step after each germination as a
+ratio to the median of the 20 steps around it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from esper.blueprints import load_library
+from esper.forge.client import Forge
+from esper.forge.link import REQUESTED
+from esper.karn.service import reference, stated
+from esper.leyline.artifacts import CompilationRequest
+from esper.leyline.errors import EsperError
+
+STEPS, WARM_UP, AROUND = 1200, 50, 10
+SETTINGS = [
+    "+experiment=bytelm",
+    "compare=false",
+    "logger=none",
+    f"data.init_args.steps_per_epoch={STEPS}",
+    "tamiyo.settings.start=200",
+    "forge.enabled=true",
+    "forge.adopt=any",
+    "trainer.enable_progress_bar=false",
+]
+
+
+class StepTimes(Callback):
+    """Writes the wall-clock time of every training step, from the end of one to the end of the next.
+
+    Args:
+        file: JSON file to write.
+    """
+
+    def __init__(self, file: str) -> None:
+        """Start without times."""
+        self.file, self.times, self._last = Path(file), list[float](), 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock; validation between two steps is no part of either."""
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop the clock."""
+        self.times.append(time.perf_counter() - self._last)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write."""
+        self.file.write_text(json.dumps(self.times), encoding="utf-8")
+
+
+class Run(NamedTuple):
+    """What one run showed: seconds per step, the steps at which seeds germinated or were planted, busy seconds."""
+
+    times: list[float]
+    moments: list[int]
+    busy_s: float
+
+    def ratios(self) -> list[float]:
+        """Return the step after each moment as a ratio to the median of the steps around it."""
+        found = []
+        for step in self.moments:
+            around = self.times[max(0, step - AROUND) : step] + self.times[step + 1 : step + 1 + AROUND]
+            if step < len(self.times) and around:
+                found.append(self.times[step] / statistics.median(around))
+        return found
+
+
+def run(folder: Path, *, workers: int) -> Run:
+    """Train once; with workers, keep them busy."""
+    folder.mkdir(parents=True)
+    forge = Forge(enabled=True, root=str(folder / "forge"))
+    callback = f"{{class_path: disruption.StepTimes, init_args: {{file: {folder / 'times.json'}}}}}"
+    command = [sys.executable, "train.py", *SETTINGS, f"trainer.callbacks=[{callback}]", f"hydra.run.dir={folder}/run"]
+    command += [f"forge.root={folder / 'forge'}", f"forge.tezzeret={workers}", f"forge.urabrask={workers}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    os.sched_setaffinity(0, before)
+    busy = attend(process, forge, {max(before)}, flood=workers > 0)
+    if process.returncode != 0:
+        raise SystemExit(f"the run ended with status {process.returncode}: {' '.join(command)}")
+    events = [json.loads(line) for line in next(folder.rglob("events.jsonl")).read_text().splitlines()]
+    moments = {e["step"] for e in events if e.get("target") in ("GERMINATED", "TRAINING", "GRAFTING")}
+    return Run(json.loads((folder / "times.json").read_text()), sorted(moments), busy)
+
+
+def attend(process: "subprocess.Popen[bytes]", forge: Forge, core: set[int], *, flood: bool) -> float:
+    """Keep the pools on their core, and busy; return the processor time that they took, in seconds."""
+    spent: dict[int, float] = {}
+    flooded = False
+    while process.poll() is None:
+        card = forge.running()
+        if card is not None:
+            with suppress(psutil.Error):
+                root = psutil.Process(card["pid"])
+                for child in [root, *root.children(recursive=True)]:
+                    with suppress(psutil.Error):
+                        child.cpu_affinity(sorted(core))
+                        used = child.cpu_times()
+                        spent[child.pid] = used.user + used.system
+            if flood and not flooded:
+                flooded = ask_for_everything(forge)
+        time.sleep(0.2)
+    return sum(spent.values())
+
+
+def ask_for_everything(forge: Forge) -> bool:
+    """Ask for a compiled kernel of every blueprint; tell whether the forge heard it."""
+    try:
+        with forge.connect() as bus:
+            for known in load_library():
+                bus.publish(CompilationRequest(spec=reference(stated(known.ir).ir), pipeline="standard"), REQUESTED)
+    except EsperError:
+        return False
+    return True
+
+
+def row(name: str, runs: list[Run]) -> list[float]:
+    """Return median, 99th percentile and longest step, in milliseconds."""
+    times = sorted(1e3 * t for each in runs for t in each.times[WARM_UP:])
+    return [statistics.median(times), times[int(0.99 * len(times))], times[-1]]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", type=Path)
+    given = parser.parse_args()
+    arms: dict[str, list[Run]] = {"idle": [], "busy": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(given.rounds):
+            for arm, runs in arms.items():
+                runs.append(run(Path(folder) / f"{arm}{number}", workers=int(arm == "busy")))
+    numbers = {arm: row(arm, runs) for arm, runs in arms.items()}
+    table = Table("pools", "steps", "median ms", "p99 ms", "longest ms", "pools' CPU-s", "grafts", box=MARKDOWN)
+    table.add_column("step at a graft / its neighbours: median, most")
+    for arm, runs in arms.items():
+        ratios = [ratio for each in runs for ratio in each.ratios()]
+        told = f"{statistics.median(ratios):.2f}, {max(ratios):.2f}" if ratios else "none"
+        busy, steps = f"{sum(r.busy_s for r in runs):.0f}", str(sum(len(r.times) for r in runs))
+        table.add_row(arm, steps, *(f"{n:.1f}" for n in numbers[arm]), busy, str(len(ratios)), told)
+    shares = (f"{b / i:.2f}" for i, b in zip(numbers["idle"], numbers["busy"], strict=True))
+    table.add_row("busy / idle", "", *shares, "", "", "")
+    console = Console(width=160, record=True)
+    console.print(table)
+    if given.write:
+        where = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}"
+        head = f"# What the pools cost training\n\nCommand: `python benchmarks/disruption.py`. {where}, one thread.\n"
+        text = (__doc__ or "").partition("\n\n")[2]
+        given.write.write_text(f"{head}\n{text}\n{console.export_text()}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
