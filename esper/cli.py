@@ -15,6 +15,7 @@ from esper.leyline.errors import ConfigError
 __all__ = ["main"]
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+FORGE_COMMANDS = ("forge", "kernels", "curate", "keys", "worker")
 
 HELP = """\
 usage: esper COMMAND [options]
@@ -24,9 +25,16 @@ usage: esper COMMAND [options]
   test        measure the report part:        esper test --config run.yaml --ckpt_path last.ckpt
   predict     run a trained model
   blueprints  list what may grow              [--json]
+              hand one to the forge:          esper blueprints submit my.yaml
+              ask which would serve a site:   esper blueprints ask --layout btd --width 64
   doctor      say where a model takes seeds:  esper doctor model.py:build [--input 2x3x32x32] [--json]
   recipe      train what a run found anew:    esper recipe RUN [--out recipe.yaml]
   export      take a run's network home:      esper export RUN net.pt2|net.onnx|FOLDER [--no-merge]
+  forge       compile for every run here:     esper forge [--listen HOST]
+  kernels     list compiled kernels:          esper kernels [--watch] [--json]
+  curate      look after the kernel store:    esper curate
+  keys        admit another machine's worker: esper keys NAME --out FILE
+  worker      work for a forge elsewhere:     esper worker POOL --connect ADDRESS --key FILE --server_key KEY
 
 `esper COMMAND --help` lists the options of a command; `esper --version` prints the version.
 """
@@ -48,6 +56,11 @@ def _dispatch(args: list[str]) -> int:
     if name in ("-h", "--help", "--version"):
         print(__version__ if name == "--version" else HELP.rstrip())
         return 0
+    if name in FORGE_COMMANDS or (name == "blueprints" and rest[:1] in (["submit"], ["ask"])):
+        from esper.forge import commands
+
+        command = getattr(commands, rest[0] if name == "blueprints" else name)
+        return int(command(rest[1:] if name == "blueprints" else rest))
     if name == "blueprints":
         return blueprints(rest)
     if name == "doctor":
@@ -59,7 +72,7 @@ def _dispatch(args: list[str]) -> int:
     if name == "export":
         return export(rest)
     if name not in TRAINER_COMMANDS:
-        known = [*TRAINER_COMMANDS, "blueprints", "doctor", "recipe", "export"]
+        known = [*TRAINER_COMMANDS, *FORGE_COMMANDS, "blueprints", "doctor", "recipe", "export"]
         raise ConfigError(unknown_key(name, name, known).replace("key", "command", 1))
     # Torch and Lightning take seconds to import, which the other commands need not pay.
     from esper.run import EsperCLI

@@ -80,3 +80,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{file} holds a {type(content).__name__}; a mapping of sections is needed.")
     return content or {}
+
+
+def moved(value: Any, old: str, new: str) -> Any:
+    """Return a configuration with every path under one folder put under another.
+
+    Example:
+        >>> moved({"dir": "runs/a", "files": ["runs/a/x", "runs/ab"]}, "runs/a", "b")
+        {'dir': 'b', 'files': ['b/x', 'runs/ab']}
+    """
+    if isinstance(value, dict):
+        return {key: moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [moved(item, old, new) for item in value]
+    inside = isinstance(value, str) and (value == old or value.startswith(f"{old}/"))
+    return new + value[len(old) :] if inside else value

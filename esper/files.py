@@ -1,6 +1,7 @@
-"""Files that are either whole or not there, whenever the process that writes them is killed."""
+"""Files and folders that are either whole or not there, whenever the process that writes them is killed."""
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +27,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         'whole'
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target.parent)
-    part = target.parent / f".{target.name}.{socket.gethostname()}.{os.getpid()}{_SUFFIX}"
+    part = part_of(target)
     try:
         with part.open("wb") as file:
             yield file
@@ -37,10 +36,52 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def part_of(target: Path) -> Path:
+    """Return a name beside a target for what is to take its place.
+
+    The folder of both is made if it does not exist; what writers that failed or were killed left in it is removed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target.parent)
+    part = target.parent / f".{target.name}.{socket.gethostname()}.{os.getpid()}{_SUFFIX}"
+    _remove(part)
+    return part
+
+
+def put_in_place(part: Path, target: Path) -> None:
+    """Let a finished folder take the place of `target`, which may be a file, a folder, or not there.
+
+    Two folders cannot change places at once. So the old one first steps aside under a name of the same suffix: after a
+    kill at any moment a whole one is there, under the one name or the other.
+    """
+    aside = target.with_name(f"{target.stem}-replaced{target.suffix}")
+    if target.exists():
+        _discard(aside)
+        target.rename(aside)
+    part.rename(target)
+    sync_folder(target.parent)
+    _discard(aside)
+
+
+def _discard(path: Path) -> None:
+    """Remove a file or folder; what a kill leaves of it has another name."""
+    if path.exists():
+        part = part_of(path)
+        path.rename(part)
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
     """Make the renaming itself durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -54,7 +95,7 @@ def _sweep(folder: Path) -> None:
     for part in folder.glob(f".*.{socket.gethostname()}.*{_SUFFIX}"):
         number = part.name.removesuffix(_SUFFIX).rpartition(".")[2]
         if number.isdigit() and not _runs(int(number)):
-            part.unlink(missing_ok=True)
+            _remove(part)
 
 
 def _runs(process: int) -> bool:

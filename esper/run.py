@@ -5,7 +5,7 @@ The same sections serve the command line (`esper fit --config run.yaml`) and Hyd
 ```
 seed_everything, threads, output_dir, compare, resume    of the run
 model, data                                      class_path and init_args
-tamiyo, nissa, trainer                           arguments of esper.Tamiyo, GrowthReport and Lightning's Trainer
+tamiyo, nissa, forge, trainer                    arguments of esper.Tamiyo, GrowthReport, Forge and Lightning's Trainer
 ```
 """
 
@@ -27,7 +27,9 @@ from lightning.pytorch.loggers import WandbLogger
 import esper.data
 import esper.models
 import esper.tolaria.module  # noqa: F401
+from esper.config import moved
 from esper.console import config_error
+from esper.forge.client import Forge
 from esper.leyline.errors import EsperError
 from esper.nissa.callback import GrowthReport
 from esper.nissa.folder import require_writable
@@ -133,6 +135,12 @@ class EsperCLI(LightningCLI):
         found: GrowthReport = self.config_init[str(self.subcommand)].nissa
         return found
 
+    @property
+    def forge(self) -> Forge:
+        """Where the run's kernels come from."""
+        found: Forge = self.config_init[str(self.subcommand)].forge
+        return found
+
     # --- parse --------------------------------------------------------------------------------------------------
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -145,6 +153,7 @@ class EsperCLI(LightningCLI):
         """Add the sections of growth and the settings of the run."""
         parser.add_lightning_class_args(Tamiyo, "tamiyo")
         parser.add_lightning_class_args(GrowthReport, "nissa")
+        parser.add_class_arguments(Forge, "forge")
         parser.add_argument("--output_dir", type=str, default="outputs", help="Folder of everything the run writes.")
         parser.add_argument(
             "--resume",
@@ -233,7 +242,9 @@ class EsperCLI(LightningCLI):
     def _train(self, model: LightningModule, given: dict[str, Any]) -> RunResult:
         started, report = perf_counter(), self._report
         try:
-            self.trainer.fit(model, **given)
+            with self.forge:
+                self._use_forge()
+                self.trainer.fit(model, **given)
             if has_report_part(self.trainer, model):
                 with with_test_step(model):
                     self.trainer.test(model, datamodule=given.get("datamodule"), verbose=False)
@@ -251,6 +262,12 @@ class EsperCLI(LightningCLI):
             report_samples=tuple(report.samples) or None,
             seconds=perf_counter() - started,
         )
+
+    def _use_forge(self) -> None:
+        """Let the run have compiled kernels too, unless nothing grows in it or ranks would have to agree on them."""
+        tamiyo: Tamiyo = self.config_init[str(self.subcommand)].tamiyo
+        if tamiyo.store is None and tamiyo.config.policy != "off" and self.trainer.world_size == 1:
+            tamiyo.store = self.forge.store(self.growth.title)
 
 
 class ReportPart(Callback):
@@ -290,17 +307,8 @@ class ReportPart(Callback):
 def twin_of(config: dict[str, Any]) -> dict[str, Any]:
     """Return the same run without growth; whatever was written under the run's folder goes to its `twin` folder."""
     folder = config["output_dir"]
-    moved: dict[str, Any] = _moved(config, folder, f"{folder}/{TWIN}")
-    return moved | {"compare": False, "tamiyo": moved["tamiyo"] | {"policy": "off"}}
-
-
-def _moved(value: Any, old: str, new: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _moved(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_moved(item, old, new) for item in value]
-    inside = isinstance(value, str) and (value == old or value.startswith(f"{old}/"))
-    return new + value[len(old) :] if inside else value
+    there: dict[str, Any] = moved(config, folder, f"{folder}/{TWIN}")
+    return there | {"compare": False, "tamiyo": there["tamiyo"] | {"policy": "off"}}
 
 
 def _close_loggers(trainer: Trainer) -> None:

@@ -20,9 +20,7 @@ SITE = SiteShape("btd", 16, 16, 8, "block")
 def spec(name: str = "BP-MLP-GELU", site: SiteShape = SITE) -> KernelSpec:
     """The kernel of a blueprint of the library at a small site."""
     text = canonical_json(load_library()[name].ir.model_dump(mode="json")).decode()
-    return KernelSpec(
-        ir=text, layout=site.layout, d_in=site.d_in, d_out=site.d_out, tokens=site.tokens, kind=site.kind
-    )
+    return KernelSpec(ir=text, layout=site.layout, d_in=site.d_in, d_out=site.d_out, tokens=site.tokens, kind=site.kind)
 
 
 @cache

@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, and are kept without outputs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,20 @@ def test_it_runs_in_a_fresh_kernel(file: Path, tmp_path: Path, monkeypatch: pyte
     assert "1,358 host + " in printed and "What was tried" in printed
     assert "largest difference" in printed
     assert printed.count("95 % interval") == 2
+    check_outcome(printed, tmp_path / "outputs" / "notebook")
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+
+
+def check_outcome(printed: str, run: Path) -> None:
+    """Check that growth was tried and judged, and that the notebook shows what came of it, kept or not."""
+    reports = [json.loads(line) for line in (run / "fieldreports.jsonl").read_text(encoding="utf-8").splitlines()]
+    outcomes = [report["outcome"] for report in reports]
+    kept = [report["blueprint_id"] for report in reports if report["outcome"] == "FOSSILIZED"]
+    assert outcomes and set(outcomes) <= {"FOSSILIZED", "CULLED"}
+    table = printed[printed.index("What was tried") :]
+    assert table.count("FOSSILIZED") == len(kept) and table.count("CULLED") == len(outcomes) - len(kept)
+    assert all(blueprint in table for blueprint in kept)
+    assert ("1,358 host + 0 grown" in printed) is not bool(kept)
 
 
 def executed(file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -1,10 +1,11 @@
 """The interpreter: a blueprint becomes a module whose weights depend on the seed alone."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from esper.blueprints.ir import BlueprintIR
 from esper.blueprints.plan import Plan, make_plan
@@ -28,14 +29,14 @@ class Child(nn.Module):
         result: the same axes with `d_out` features: a residual (`zero_residual`) or a replacement (`identity`).
     """
 
-    def __init__(self, ir: BlueprintIR, site: SiteShape, plan: Plan) -> None:
-        """Make the modules without memory; `build` allocates and initialises them."""
+    def __init__(self, ir: BlueprintIR, site: SiteShape, plan: Plan, device: str = "meta") -> None:
+        """Make the modules; `build` fills their weights."""
         super().__init__()
         self.ir, self.site, self.dims = ir, site, plan.dims
         self._wiring = tuple((step.id, step.sources) for step in plan.steps)
         self._result = plan.result
         for step in plan.steps:
-            self.add_module(step.id, step.op.build(step.inputs, "meta"))
+            self.add_module(step.id, step.op.build(step.inputs, device))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the residual or the replacement, in the precision of `x`."""
@@ -82,17 +83,24 @@ def build(
     plan = make_plan(ir, site, dims)
     if plan.params > MAX_PARAMS:
         raise BlueprintDoesNotFit(f"{ir.name} would have {plan.params} parameters; at most {MAX_PARAMS} are allowed.")
-    child = _materialise(Child(ir, site, plan))
+    with _Unfilled():
+        child = Child(ir, site, plan, "cpu")
     generator = torch.Generator().manual_seed(seed)
     for step in plan.steps:
         step.op.reset(child.get_submodule(step.id), generator)
     return child.to(device, dtype).requires_grad_(ir.trainable)
 
 
-def _materialise(child: Child) -> Child:
-    """Give every parameter memory; `to_empty` would first import a symbolic-mathematics package, for a second."""
-    for module in child.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            memory = torch.empty(parameter.shape, dtype=parameter.dtype)
-            module.register_parameter(name, nn.Parameter(memory, requires_grad=parameter.requires_grad))
-    return child
+class _Unfilled(TorchFunctionMode):
+    """Leaves the weights of new modules as they are allocated: filled twice, they would also draw random numbers."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in _FILLS or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+_FILLS: Final = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_})

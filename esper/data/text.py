@@ -4,15 +4,14 @@ import logging
 import os
 import random
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from esper.data.base import EsperDataModule, Parts, require_positive
-from esper.data.samplers import StepSampler
+from esper.data.windows import WindowedText
 from esper.leyline.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
@@ -27,34 +26,7 @@ REPORT_SHARE = 12
 OWN_TENTHS = (8, 9)
 
 
-class ByteWindows(Dataset[tuple[Tensor, Tensor]]):
-    """Windows of `context + 1` bytes, as inputs and next-byte targets.
-
-    Args:
-        data: the text, `uint8 [N]`.
-        starts: offset of each window.
-        context: bytes that the model reads, T.
-
-    Shapes:
-        item: `(x [T] int64, y [T] int64)` with `y[t] = x[t + 1]`.
-    """
-
-    def __init__(self, data: Tensor, starts: Sequence[int], context: int) -> None:
-        """Keep the text as bytes; windows are cut when asked for."""
-        self.data, self.starts, self.context = data, starts, context
-
-    def __len__(self) -> int:
-        """Number of windows."""
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return one window's inputs and targets."""
-        start = self.starts[index]
-        window = self.data[start : start + self.context + 1].long()
-        return window[:-1], window[1:]
-
-
-class ByteText(EsperDataModule):
+class ByteText(WindowedText):
     """Windows of bytes for next-byte prediction.
 
     Standard library: all `.py` files without tests, tables, IDLE and lib2to3, shuffled by
@@ -87,6 +59,8 @@ class ByteText(EsperDataModule):
         (torch.Size([2, 16]), True)
     """
 
+    unit: ClassVar[str] = "bytes"
+
     def __init__(
         self,
         *,
@@ -101,45 +75,22 @@ class ByteText(EsperDataModule):
         num_workers: int = 0,
     ) -> None:
         """Check the settings; text is read at the first use."""
-        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        require_positive(
+        super().__init__(
             context=context,
+            batch_size=batch_size,
             steps_per_epoch=steps_per_epoch,
+            seed=seed,
             decision_windows=decision_windows,
             report_windows=report_windows,
+            num_workers=num_workers,
         )
         if path is None and corpus != "stdlib":
             raise ConfigError(f"Unknown corpus {corpus!r}; allowed: 'stdlib'. For your own text set path instead.")
-        self.context, self.steps_per_epoch = context, steps_per_epoch
         self.corpus, self.path = corpus, path
-        self.decision_windows, self.report_windows = decision_windows, report_windows
 
-    def build(self) -> Parts:
-        """Read the text and place the windows."""
-        train, decision, report = standard_library() if self.path is None else own_text(Path(self.path))
-        room = len(train) - self.context
-        if room < 1:
-            raise DataError(f"The train part has {len(train)} bytes; context {self.context} needs at least one more.")
-        return Parts(
-            train=ByteWindows(_as_tensor(train), range(room), self.context),
-            decision=self._fixed("decision", decision, self.decision_windows),
-            report=self._fixed("report", report, self.report_windows),
-        )
-
-    def train_sampler(self) -> StepSampler:
-        """Return random offsets by (seed, step)."""
-        return StepSampler(
-            len(self.parts.train), batch_size=self.batch_size, steps=self.steps_per_epoch, seed=self.seed
-        )
-
-    def _fixed(self, name: str, text: bytes, windows: int) -> ByteWindows:
-        stride = len(text) // windows
-        if stride <= self.context:
-            raise DataError(
-                f"The {name} part has {len(text)} bytes, too few for {windows} separate windows of "
-                f"{self.context + 1} bytes; give more text, or lower {name}_windows or context."
-            )
-        return ByteWindows(_as_tensor(text), range(0, stride * windows, stride), self.context)
+    def read(self) -> Iterator[Tensor]:
+        """Yield the bytes of the three parts."""
+        yield from map(_as_tensor, standard_library() if self.path is None else own_text(Path(self.path)))
 
 
 def standard_library(root: Path | None = None) -> tuple[bytes, bytes, bytes]:

@@ -3,16 +3,14 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from esper import hub
-from esper.data.base import EsperDataModule, Parts, require_positive
-from esper.data.samplers import StepSampler
-from esper.data.text import ByteWindows, own_text, standard_library
-from esper.leyline.errors import DataError
+from esper.data.text import own_text, standard_library
+from esper.data.windows import WindowedText
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +18,7 @@ _PIECE = 2**16
 """Characters that are tokenised at once; pieces end with a line."""
 
 
-class TokenText(EsperDataModule):
+class TokenText(WindowedText):
     """Windows of tokens for next-token prediction.
 
     Own text: the first eight tenths of the bytes train, the ninth decides, the last reports; without a path, the
@@ -47,6 +45,8 @@ class TokenText(EsperDataModule):
         DataError: the path does not exist, or a part is too short for its windows.
     """
 
+    unit: ClassVar[str] = "tokens"
+
     def __init__(
         self,
         *,
@@ -62,16 +62,16 @@ class TokenText(EsperDataModule):
         num_workers: int = 0,
     ) -> None:
         """Check the settings; text and tokenizer are read at the first use."""
-        super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        require_positive(
+        super().__init__(
             context=context,
+            batch_size=batch_size,
             steps_per_epoch=steps_per_epoch,
+            seed=seed,
             decision_windows=decision_windows,
             report_windows=report_windows,
+            num_workers=num_workers,
         )
         self.tokenizer_name, self.instead, self.path = tokenizer, instead, path
-        self.context, self.steps_per_epoch = context, steps_per_epoch
-        self.decision_windows, self.report_windows = decision_windows, report_windows
         self._tokenizer: Any = None
 
     @property
@@ -84,33 +84,10 @@ class TokenText(EsperDataModule):
             self._tokenizer = hub.read_tokenizer(self.tokenizer_name, setting="data.tokenizer")
         return self._tokenizer
 
-    def build(self) -> Parts:
-        """Read the text, tokenise it and place the windows."""
+    def read(self) -> Iterator[Tensor]:
+        """Yield the tokens of the three parts."""
         texts = standard_library() if self.path is None else own_text(Path(self.path))
-        train, decision, report = (encode(self.tokenizer, text) for text in texts)
-        room = len(train) - self.context
-        if room < 1:
-            raise DataError(f"The train part has {len(train)} tokens; context {self.context} needs at least one more.")
-        return Parts(
-            train=ByteWindows(train, range(room), self.context),
-            decision=self._fixed("decision", decision, self.decision_windows),
-            report=self._fixed("report", report, self.report_windows),
-        )
-
-    def train_sampler(self) -> StepSampler:
-        """Return random offsets by (seed, step)."""
-        return StepSampler(
-            len(self.parts.train), batch_size=self.batch_size, steps=self.steps_per_epoch, seed=self.seed
-        )
-
-    def _fixed(self, name: str, tokens: Tensor, windows: int) -> ByteWindows:
-        stride = len(tokens) // windows
-        if stride <= self.context:
-            raise DataError(
-                f"The {name} part has {len(tokens)} tokens, too few for {windows} separate windows of "
-                f"{self.context + 1} tokens; give more text, or lower {name}_windows or context."
-            )
-        return ByteWindows(tokens, range(0, stride * windows, stride), self.context)
+        yield from (encode(self.tokenizer, text) for text in texts)
 
 
 def encode(tokenizer: Any, text: bytes) -> Tensor:

@@ -18,7 +18,7 @@ from esper.nissa.picture import draw
 from esper.tamiyo.callback import Tamiyo
 from esper.tamiyo.controller import TamiyoController
 from esper.tolaria.evidence import Evidence
-from esper.tolaria.saved import lineage, save_model
+from esper.tolaria.saved import lineage, save_model, whole_state
 
 
 @final
@@ -118,12 +118,13 @@ class GrowthReport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything; Tamiyo's last boundary is behind us whatever the order of the callbacks."""
+        morphable = _require_tamiyo(trainer).morphable
+        state = whole_state(morphable)
         if not trainer.is_global_zero:
             return
-        morphable = _require_tamiyo(trainer).morphable
         write_json(self.folder / "growth.json", growth_summary(self.chronicle, self.title))
         write_json(self.folder / "lineage.json", lineage(morphable))
-        save_model(morphable, self.folder / "model")
+        save_model(morphable, self.folder / "model", state=state)
         self.draw()
 
     def draw(self, twin: Chronicle | None = None) -> Path:

@@ -10,6 +10,7 @@ from esper.kasmina.bank import SeedBank
 from esper.kasmina.config import KasminaConfig
 from esper.kasmina.sites import Targets
 from esper.kasmina.wrapper import MorphableModel
+from esper.leyline.errors import ConfigError
 from esper.tolaria.module import TolariaModule
 
 BANK_NAME = "esper"
@@ -83,6 +84,24 @@ class Attachment:
                     refused[layer.path] = reason
         self.bank.refused.update(refused)
         return refused
+
+    def refuse_replaced(self) -> None:
+        """Refuse sites whose module another has taken the place of since: the hook of the old one never runs.
+
+        Raises:
+            ConfigError: something has grown there, which would be lost without a word.
+        """
+        for layer in self.bank.all_layers():
+            now = self.morphable.host.get_submodule(layer.path)
+            if now is layer.site:
+                continue
+            layer.refusal = (
+                f"{type(now).__name__} has taken its place since seeds were attached, as sync_batchnorm does"
+            )
+            if layer.grafts:
+                raise ConfigError(
+                    f"{layer.path!r} carries a child, but {layer.refusal}; train on without sync_batchnorm."
+                )
 
     def replace_clipping(self, clipping: Any) -> None:
         """Clip host and children apart for the length of a fit."""

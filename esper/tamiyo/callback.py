@@ -40,7 +40,7 @@ from esper.tolaria.checkpoint import describe, migrate, random_state, verify
 from esper.tolaria.clipping import SeparateClipping
 from esper.tolaria.optimizers import BirthWarmUp, take_children_out, verify_groups
 from esper.tolaria.parts import decision_batches, loss_of, validates
-from esper.tolaria.rank_state import KEY, gather_states, own_state
+from esper.tolaria.rank_state import KEY, gather_states, own_state, reshare
 from esper.tolaria.sharded import CHILDREN, ShardedFiles, children_state, is_sharded, whole_tensors
 
 _FALLBACK_STEPS = 1000
@@ -145,12 +145,14 @@ class Tamiyo(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach seeds, so that a checkpoint's grown weights find their place."""
         use_atomic_files(trainer)
+        if stage == "fit":
+            self._resumption.interruption.prepare(trainer)
         if self._attachment is None or self._attachment.module is not pl_module:
             self._attachment = Attachment.find_or_make(pl_module, self.kasmina, self.targets)
             self._make_controller(trainer.is_global_zero)
         if trainer.world_size > 1:
             self._attachment.keep_from_wrapper()
-        self._files = ShardedFiles(trainer.strategy, self.bank, self._follow)
+        self._files = ShardedFiles(trainer, self.bank, self._follow)
 
     def _make_controller(self, first_rank: bool) -> None:
         if self.controller is None or not self._given_controller:
@@ -170,6 +172,7 @@ class Tamiyo(Callback):
         self._saved_here = own_state(checkpoint, trainer.global_rank, trainer.world_size) if resuming else {}
         if resuming and self._attachment is not None:
             migrate(checkpoint)
+            reshare(checkpoint, trainer.world_size)
             self._resumption.load(checkpoint, self._saved_here)
             if sharded:
                 self._resume_late(trainer)
@@ -181,6 +184,7 @@ class Tamiyo(Callback):
         attachment, controller = self._ready()
         require_supported(trainer, pl_module, judges=self.config.policy != "off" and self.decision_loader is None)
         attachment.show()
+        attachment.refuse_replaced()
         attachment.bank.to(pl_module.device)
         folder = self.output_dir or trainer.log_dir or trainer.default_root_dir
         assert self._stepper is not None
@@ -204,7 +208,9 @@ class Tamiyo(Callback):
         self.warm_up.attach(trainer.optimizers[0])
         controller.refetch()
         self._resumption.fit_start(trainer, attachment.bank, self._boundary)
-        self._emergency = Emergency(self._boundary, self._stepper, controller.config.rollback)
+        self._emergency = Emergency(
+            self._boundary, self._stepper, controller.config.rollback, self._resumption.interruption
+        )
 
     def _follow(self) -> None:
         if self._boundary is not None:

@@ -19,6 +19,7 @@ from esper.leyline.states import IN_PROGRESS, TRANSITIONS, Reason, SeedCommand, 
 from esper.tamiyo import gate
 from esper.tamiyo.boundary import Boundary
 from esper.tamiyo.config import RollbackConfig, steps_of
+from esper.tolaria.interrupt import Interruption
 from esper.tolaria.rollback import FitSnapshot, SnapshotWindow, is_sound
 from esper.tolaria.triggers import GO_ON, LossSpike, NonFiniteLoss, Trigger, trigger_of, verdict_of
 
@@ -37,14 +38,17 @@ class Emergency:
         boundary: the boundaries of the fit.
         stepper: follows its steps.
         config: window and triggers.
+        interruption: knows whether this process was asked to stop.
 
     Attributes:
         due: whether a snapshot will be taken before the next batch.
     """
 
-    def __init__(self, boundary: Boundary, stepper: SeedStepper, config: RollbackConfig) -> None:
+    def __init__(
+        self, boundary: Boundary, stepper: SeedStepper, config: RollbackConfig, interruption: Interruption
+    ) -> None:
         """Take the first snapshot before the first batch."""
-        self.boundary, self.stepper, self.config = boundary, stepper, config
+        self.boundary, self.stepper, self.config, self.interruption = boundary, stepper, config, interruption
         self.trainer, self.controller, self.tally = boundary.trainer, boundary.controller, boundary.tally
         self.bank, self.ranks = boundary.attachment.bank, boundary.council.ranks
         self.window = SnapshotWindow(config.window, config.memory_gb)
@@ -122,16 +126,18 @@ class Emergency:
         return self._act(verdict_of(RollbackTrigger.REQUESTED) if asked else GO_ON, moment, signal.reason)
 
     def _act(self, verdict: int, moment: Moment, detail: str) -> bool:
-        verdict, stop = self.ranks.maximum([verdict, int(self.trainer.received_sigterm)])
+        worst, stop = self.ranks.maximum([verdict, int(self.trainer.received_sigterm or self.interruption.noted)])
         if stop:  # All ranks must leave the loop in the same place, to save together.
             self.trainer._signal_connector.received_sigterm = True
-        if verdict == GO_ON:
+        if worst == GO_ON:
             return False
+        # What is told must be the words of a rank on which it happened.
+        detail = next(words for found, words in self.ranks.gather([verdict, detail]) if found == worst)
         # All ranks must blame the same seed.
         self.boundary.council.faults()
         # Boundaries lie inside validation's inference mode, and what is put back must be trained.
         with torch.inference_mode(False), torch.enable_grad():
-            self._go_back(trigger_of(verdict), moment, detail)
+            self._go_back(trigger_of(worst), moment, detail)
         self.boundary.council.faults.forget()
         return True
 

@@ -44,8 +44,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            CheckpointError: it holds objects that only running code could restore.
+            CheckpointError: it holds objects that only running code could restore, or is a sharded host's folder.
         """
+        if Path(path).is_dir():
+            raise CheckpointError(
+                f"{path} was written by several processes that shard the host (FSDP2); resume with "
+                "strategy=ModelParallelStrategy(...), or from a checkpoint that is one file."
+            )
         safe = True if weights_only is None else weights_only
         try:
             return super().load_checkpoint(path, map_location, safe)

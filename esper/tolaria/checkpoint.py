@@ -12,6 +12,7 @@ from torch import Tensor
 
 from esper.kasmina.bank import SeedBank
 from esper.leyline.errors import CheckpointError
+from esper.tolaria.folders import META, require_whole
 from esper.tolaria.pause import TORN, Pause, pause_of
 from esper.tolaria.random_state import random_state, restore_random_state
 
@@ -136,28 +137,33 @@ def migrate(checkpoint: dict[str, Any]) -> None:
 
 
 def require_readable(path: str | Path | None, *, weights_only: bool | None = None, resuming: bool = False) -> None:
-    """Check a checkpoint file before anything is built on it.
+    """Check a checkpoint, file or folder, before anything is built on it.
 
     None, addresses, and names that Lightning looks up (`last`, `best`, `hpc`) pass unseen.
 
     Args:
-        path: the file, as given to Lightning as `ckpt_path`.
+        path: the file, or a sharded host's folder, as given to Lightning as `ckpt_path`.
         weights_only: passed on to `torch.load`.
         resuming: whether training is to go on from it.
 
     Raises:
-        CheckpointError: the file is missing, cut short, damaged, or no checkpoint of Lightning.
+        CheckpointError: it is missing, cut short, damaged, or no checkpoint of Lightning.
     """
     if path is None or str(path) in _BY_NAME or "://" in str(path) or str(path).startswith("registry"):
         return
-    if not Path(path).is_file():
+    folder = Path(path).is_dir()
+    if folder:
+        require_whole(Path(path))
+    elif not Path(path).is_file():
         raise CheckpointError(f"there is no checkpoint {path}; give the path of a .ckpt file.")
     try:
-        checkpoint = _peek(Path(path), weights_only)
+        checkpoint = _peek(Path(path) / META if folder else Path(path), weights_only)
     except _UNREADABLE as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({reason}); use another checkpoint.") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+    # In a folder the tensors have files of their own.
+    needed = {"pytorch-lightning_version"} if folder else {"state_dict", "pytorch-lightning_version"}
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         raise CheckpointError(f"{path} is no checkpoint of Lightning; give a .ckpt file that a trainer wrote.")
     _require_useful(checkpoint, str(path), resuming)
 
@@ -165,7 +171,8 @@ def require_readable(path: str | Path | None, *, weights_only: bool | None = Non
 def _require_useful(checkpoint: Mapping[str, Any], path: str, resuming: bool) -> None:
     if not resuming:
         return
-    if not checkpoint.get("optimizer_states"):
+    # Lightning saves schedules wherever it saves optimizers, also in the part of a folder that is no tensor.
+    if not checkpoint.get("optimizer_states") and (Path(path).is_file() or "lr_schedulers" not in checkpoint):
         raise CheckpointError(f"{path} holds weights only; resume from one saved with save_weights_only=False.")
     entry = checkpoint.get("esper")
     if entry is not None:

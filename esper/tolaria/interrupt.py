@@ -5,6 +5,7 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
@@ -17,19 +18,41 @@ FILE = "interrupted.ckpt"
 _EXIT = 128
 """Added to a signal's number it is the exit status by which shells tell what ended a process."""
 
+_NOTIFIER = "_sigterm_notifier_fn"
+"""Lightning's handler of SIGTERM, a method of its signal connector."""
+
 
 class Interruption:
     """Ends one fit in order when the process is asked to stop.
 
     SIGTERM is Lightning's: it raises `SIGTERMException` once a batch, and the validation after it, are done. SIGINT
     (Ctrl-C) would raise in the middle of a step; it is made to end the fit in the same place. A second Ctrl-C stops
-    at once, without a checkpoint. With several processes SIGINT stays as it is.
+    at once, without a checkpoint.
+
+    With several processes SIGINT stays as it is, and SIGTERM is only noted: Lightning's own handler would send a
+    message to the other ranks from within the handler, which meets whatever they are waiting for. The ranks tell each
+    other after a batch, and then end in the same place.
+
+    Attributes:
+        noted: whether this process of several has received SIGTERM.
     """
 
     def __init__(self) -> None:
         """Watch nothing yet."""
         self._asked = signal.SIGTERM
         self._watching = False
+        self._connector: Any = None
+        self.noted = False
+
+    def prepare(self, trainer: Trainer) -> None:
+        """With several processes, before Lightning sets its handlers: let that of SIGTERM take a note only."""
+        self.noted = False
+        if trainer.world_size > 1 and self._connector is None:
+            self._connector = trainer._signal_connector
+            vars(self._connector)[_NOTIFIER] = self._note
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.noted = True
 
     def watch(self, trainer: Trainer) -> None:
         """Take over Ctrl-C, unless somebody else handles it already."""
@@ -48,7 +71,10 @@ class Interruption:
         self._watching = True
 
     def release(self) -> None:
-        """Give Ctrl-C back; may be called twice."""
+        """Give the signals back; may be called twice."""
+        if self._connector is not None:
+            vars(self._connector).pop(_NOTIFIER, None)
+            self._connector = None
         if self._watching:
             self._watching = False
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from esper.blueprints import BlueprintIR, SiteShape, load_library, parse_ir
+from esper.config import moved
 from esper.kasmina.telemetry import chunk_span
 from esper.leyline.errors import BlueprintError, CheckpointError, ConfigError, OutputError
 from esper.leyline.ids import SeedId
@@ -66,15 +67,15 @@ def recipe(run: str | Path) -> dict[str, Any]:
     children = kept_children(folder / "model")
     if not children:
         raise ConfigError(f"{folder} kept nothing; its host alone is config.yaml with tamiyo.policy set to off.")
-    moved: dict[str, Any] = _moved(config, str(config["output_dir"]), f"{config['output_dir']}/from_scratch")
-    trainer, nissa = moved["trainer"], moved.get("nissa") or {}
+    there: dict[str, Any] = moved(config, str(config["output_dir"]), f"{config['output_dir']}/from_scratch")
+    trainer, nissa = there["trainer"], there.get("nissa") or {}
     given = trainer.get("callbacks") or []
     planting = {"class_path": FROM_START, "init_args": {"children": children}}
     callbacks = [planting, *(given if isinstance(given, list) else [given])]
     # Left out, the folders of these sections follow `output_dir`.
-    return moved | {
+    return there | {
         "trainer": trainer | {"callbacks": callbacks, "default_root_dir": None},
-        "tamiyo": (moved.get("tamiyo") or {}) | {"policy": "off", "output_dir": None},
+        "tamiyo": (there.get("tamiyo") or {}) | {"policy": "off", "output_dir": None},
         "nissa": nissa | {"title": f"{nissa.get('title') or folder.resolve().name} from scratch", "output_dir": None},
         "compare": False,
     }
@@ -131,13 +132,3 @@ def _is_in_library(ir: BlueprintIR) -> bool:
         return load_library()[ir.name].ir.reading(ir.reads).id == ir.id
     except BlueprintError:
         return False
-
-
-def _moved(value: Any, old: str, new: str) -> Any:
-    """Return a configuration with every path under one folder put under another."""
-    if isinstance(value, dict):
-        return {key: _moved(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_moved(item, old, new) for item in value]
-    inside = isinstance(value, str) and (value == old or value.startswith(f"{old}/"))
-    return new + value[len(old) :] if inside else value

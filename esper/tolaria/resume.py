@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from esper.leyline.errors import CheckpointError
 from esper.tolaria.checkpoint import require_readable
+from esper.tolaria.folders import CHECKSUMS, is_checkpoint_folder, is_sealed, written_at
 
 AUTO = "auto"
 """Value of `resume` that takes the newest good checkpoint of the run's own folder, or none if there is none."""
@@ -15,7 +16,8 @@ AUTO = "auto"
 def newest(folder: str | Path, *, without: Collection[str] = ()) -> Path | None:
     """Return the checkpoint below a folder that was written last and can be resumed from; None if there is none.
 
-    A file that is damaged, or that no training can go on from, is passed over with a warning that says why.
+    A checkpoint that is damaged, or that no training can go on from, is passed over with a warning that says why; so is
+    the folder of a sharded host that cannot prove itself whole, since it was not written by Esper.
 
     Args:
         folder: where to look, in all folders below it too.
@@ -27,7 +29,7 @@ def newest(folder: str | Path, *, without: Collection[str] = ()) -> Path | None:
     """
     for path in _by_age(Path(folder), set(without)):
         try:
-            require_readable(path, weights_only=True, resuming=True)
+            _require_good(path)
         except CheckpointError as error:
             rank_zero_warn(f"Esper: passed over a checkpoint: {error}")
         else:
@@ -39,7 +41,7 @@ def chosen(resume: str | Path | None, folder: str | Path, *, without: Collection
     """Return the checkpoint that a setting asks for.
 
     Args:
-        resume: `auto`, a folder, a file, or None.
+        resume: `auto`, a folder of checkpoints, a checkpoint (a file, or a sharded host's folder), or None.
         folder: the run's own folder, where `auto` looks.
         without: names of folders that `auto` leaves out.
 
@@ -53,7 +55,7 @@ def chosen(resume: str | Path | None, folder: str | Path, *, without: Collection
         where = f"resuming from {found}" if found else f"no checkpoint in {folder} yet; the run starts afresh"
         rank_zero_info(f"Esper: {where}.")
         return str(found) if found else None
-    if not Path(resume).is_dir():
+    if not Path(resume).is_dir() or is_checkpoint_folder(Path(resume)):
         return str(resume)
     found = newest(resume, without=without)
     if found is None:
@@ -62,10 +64,18 @@ def chosen(resume: str | Path | None, folder: str | Path, *, without: Collection
     return str(found)
 
 
+def _require_good(path: Path) -> None:
+    if path.is_dir() and not is_sealed(path):
+        raise CheckpointError(f"{path} has no {CHECKSUMS}, so nobody knows whether it is whole; name it to use it.")
+    require_readable(path, weights_only=True, resuming=True)
+
+
 def _by_age(folder: Path, without: set[str]) -> Iterator[Path]:
-    """Yield the checkpoint files, the newest first; links are left to what they point to."""
+    """Yield the checkpoints, files and folders, the newest first; links are left to what they point to."""
     found = []
     for path in folder.rglob("*.ckpt"):
-        if path.is_file() and not path.is_symlink() and not without & set(path.relative_to(folder).parts):
-            found.append((path.stat().st_mtime_ns, str(path)))
+        if path.is_symlink() or without & set(path.relative_to(folder).parts):
+            continue
+        if path.is_file() or is_checkpoint_folder(path):
+            found.append((written_at(path), str(path)))
     yield from (Path(name) for _, name in sorted(found, reverse=True))

@@ -40,12 +40,13 @@ FORMAT = 2
 """Version of `topology.json`: 1 had no digest of itself, and its seeds knew neither faults nor drawn masks."""
 
 
-def save_model(morphable: nn.Module, path: str | Path) -> Path:
+def save_model(morphable: nn.Module, path: str | Path, *, state: dict[str, torch.Tensor] | None = None) -> Path:
     """Write a grown model to a folder; an existing one is replaced as a whole.
 
     Args:
         morphable: the wrapped model, or a module that grew with the `Tamiyo` callback.
         path: the folder.
+        state: what `whole_state` returned; needed where one process writes a host that several shard.
 
     Raises:
         ConfigError: the model carries no seeds.
@@ -53,8 +54,14 @@ def save_model(morphable: nn.Module, path: str | Path) -> Path:
     """
     morphable = with_seeds(morphable)
     with replacing(Path(path)) as folder:
-        _write(morphable, folder)
+        _write(morphable, folder, whole_state(morphable) if state is None else state)
     return Path(path)
+
+
+def whole_state(morphable: MorphableModel) -> dict[str, torch.Tensor]:
+    """Return the state that is saved; the weights of a sharded host are put together, all its processes at once."""
+    gathered = ((name, getattr(t, "full_tensor", lambda t=t: t)()) for name, t in _state(morphable).items())
+    return {name: t.detach() for name, t in gathered}
 
 
 @contextmanager
@@ -99,9 +106,9 @@ def with_seeds(model: nn.Module) -> MorphableModel:
     return MorphableModel(host, bank)
 
 
-def _write(morphable: MorphableModel, folder: Path) -> None:
+def _write(morphable: MorphableModel, folder: Path, state: dict[str, torch.Tensor]) -> None:
     bank = morphable.bank
-    weights = {name: t.detach().clone().contiguous() for name, t in _state(morphable).items()}
+    weights = {name: t.clone().contiguous() for name, t in state.items()}
     save_file(weights, folder / WEIGHTS)
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     topology = {

@@ -2,28 +2,33 @@
 
 So what has grown must be there before, and be known to the optimizer in the order of its groups. A callback hears of
 the checkpoint only afterwards; therefore the strategy's `load_checkpoint` is led through here for the length of a fit.
+So is its `save_checkpoint`: a distributed checkpoint is a folder, which all ranks fill, and which must appear under its
+name only when it is whole.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from esper.files import part_of, put_in_place
 from esper.kasmina.bank import SeedBank
-from esper.leyline.errors import CheckpointError
+from esper.leyline.errors import CheckpointError, OutputError
+from esper.tolaria.distributed import Ranks
+from esper.tolaria.folders import META, checksums_of, require_whole, seal
 from esper.tolaria.optimizers import SEED_KEY, verify_groups
+
+_T = TypeVar("_T")
 
 CHILDREN = "children"
 """Name of the children's part of the optimizer in a checkpoint's `esper` entry."""
-
-_META = "meta.pt"
-"""The file of a distributed checkpoint's folder that holds everything but tensors."""
 
 
 def is_sharded(strategy: Strategy) -> bool:
@@ -44,21 +49,46 @@ class ShardedFiles:
     have no state yet. The children's part, which is the same on all ranks, travels in the `esper` entry.
 
     Args:
-        strategy: the strategy; others than `ModelParallelStrategy` are left alone.
+        trainer: the trainer; strategies other than `ModelParallelStrategy` are left alone.
         bank: seeds of the model.
         follow: lets the optimizer's groups follow the bank.
     """
 
-    def __init__(self, strategy: Strategy, bank: SeedBank, follow: Callable[[], None]) -> None:
+    def __init__(self, trainer: Trainer, bank: SeedBank, follow: Callable[[], None]) -> None:
         """Lead the strategy's writing and reading through this object."""
-        self.strategy, self.bank, self.follow = strategy, bank, follow
-        if is_sharded(strategy):
-            vars(strategy).update(load_checkpoint=self.load_checkpoint, optimizer_state=self.optimizer_state)
+        self.trainer, self.strategy, self.bank, self.follow = trainer, trainer.strategy, bank, follow
+        if is_sharded(self.strategy):
+            vars(self.strategy).update({name: getattr(self, name) for name in _LED})
 
     def release(self) -> None:
         """Give the strategy its own methods back."""
-        for name in ("load_checkpoint", "optimizer_state"):
+        for name in _LED:
             vars(self.strategy).pop(name, None)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; takes the arguments of `Strategy.save_checkpoint`. A folder appears whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+            DistributedError: another rank could not, or is gone.
+        """
+        own = type(self.strategy).save_checkpoint
+        distributed = getattr(self.strategy, "_save_distributed_checkpoint", False)
+        if not distributed or storage_options is not None or "://" in str(filepath):
+            own(self.strategy, checkpoint, filepath, storage_options)
+            return
+        target, ranks = Path(self.strategy.broadcast(str(filepath))), Ranks.of(self.trainer)
+        part = Path(ranks.from_zero(str(_written(lambda: part_of(target), ranks))))
+        own(self.strategy, checkpoint, part)
+        # Each rank vouches for what it wrote itself; torch names these files after it.
+        mine = _written(lambda: checksums_of(part.glob(f"__{ranks.rank}_*")), Ranks())
+        known = {name: entry for share in ranks.gather(mine) for name, entry in share.items()}
+
+        def finish() -> None:
+            seal(part, known)
+            put_in_place(part, target)
+
+        _written(finish, ranks)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the host's part of the optimizer's state; takes the argument of `Strategy.optimizer_state`."""
@@ -68,6 +98,8 @@ class ShardedFiles:
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Rebuild the children, then load; takes the arguments of `Strategy.load_checkpoint`."""
         path = Path(self.strategy.broadcast(str(checkpoint_path)))
+        if path.is_dir():
+            Ranks.of(self.trainer).on_zero(lambda: require_whole(path))
         entry = read_entry(path) or {"topology": []}
         self.bank.rebuild(entry["topology"])
         with _kept(self.bank):
@@ -76,6 +108,21 @@ class ShardedFiles:
         for optimizer in self.strategy.optimizers:
             restore_children(optimizer, entry.get(CHILDREN, []))
         return found
+
+
+_LED = ("load_checkpoint", "save_checkpoint", "optimizer_state")
+
+
+def _written(act: Callable[[], _T], ranks: Ranks) -> _T | None:
+    """Do something with files on rank 0 of some ranks; an error is ours, so that all of them hear of it."""
+
+    def tried() -> _T:
+        try:
+            return act()
+        except OSError as error:
+            raise OutputError(f"the checkpoint cannot be written: {error}; choose a writable folder.") from error
+
+    return ranks.on_zero(tried)
 
 
 def children_state(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -119,7 +166,7 @@ def read_entry(path: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: it cannot be read.
     """
-    file = path / _META if path.is_dir() else path
+    file = path / META if path.is_dir() else path
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # whatever is wrong with the file, nothing has changed yet

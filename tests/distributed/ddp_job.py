@@ -27,44 +27,48 @@ from esper.tolaria import distributed
 from esper.tolaria.exchange import bit_sum
 from tests.helpers import QUICK, Plain, digits, trainer
 
-warnings.simplefilter("error")
-for harmless in (
+HARMLESS = (
     ".*does not have many workers.*",
     ".*sync_dist.*",
     "The dirpath has changed",
     "Checkpoint directory",
     ".*LeafSpec.*",
     "Be aware that when using `ckpt_path`",
-):
-    warnings.filterwarnings("ignore", harmless)
-warnings.filterwarnings("ignore", category=DeprecationWarning)
-
+    "Esper: the checkpoint was written by",
+)
 RANK, SIZE = 0, 1
 Deed = Callable[[esper.Tamiyo, LightningModule], None]
 
 
 class Witness(Callback):
-    """Notes after every epoch what must be the same on all ranks."""
+    """Notes at the start and after every epoch what must be the same on all ranks."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
+        self.start: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = self.look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen.append(self.look(trainer, pl_module))
+
+    def look(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         tamiyo = next(c for c in trainer.callbacks if isinstance(c, esper.Tamiyo))
         grafts = tamiyo.bank.grafted()
         optimizer = trainer.optimizers[0]
         state = [v for group in optimizer.param_groups for p in group["params"] for v in optimizer.state[p].values()]
-        self.seen.append(
-            {
-                "host": bit_sum(pl_module.net.parameters()),
-                "children": bit_sum(p for graft in grafts.values() for p in graft.child.parameters()),
-                "alphas": [graft.strength for graft in grafts.values()],
-                "topology": tamiyo.bank.topology(),
-                "optimizer": bit_sum(state),
-                "groups": [group.get("esper_seed", "") for group in optimizer.param_groups],
-                "requests": len(tamiyo.morphable.requests),
-            }
-        )
+        return {
+            "step": trainer.global_step,
+            "host": bit_sum(pl_module.net.parameters()),
+            "children": bit_sum(p for graft in grafts.values() for p in graft.child.parameters()),
+            "alphas": [graft.strength for graft in grafts.values()],
+            "topology": tamiyo.bank.topology(),
+            "optimizer": bit_sum(state),
+            "with state": len(optimizer.state),
+            "groups": [group.get("esper_seed", "") for group in optimizer.param_groups],
+            "requests": len(tamiyo.morphable.requests),
+        }
 
 
 def life() -> dict[str, Any]:
@@ -86,24 +90,28 @@ def fit(folder: Path, *, epochs: int = 8, ckpt: Path | None = None, **given: Any
         policy, kasmina=kasmina, settings=settings, targets=["net.*"], store=store, output_dir=output_dir
     )
     more = given.pop("more", [])
-    witness, report = Witness(), GrowthReport(output_dir=str(folder))
+    pictures = [GrowthReport(output_dir=str(folder))] if given.pop("draw", False) else []
+    witness = Witness()
     made = trainer(folder, callback, epochs=epochs, strategy=strategy(), devices=SIZE, **given)
-    made.callbacks += [witness, report, *more]
+    made.callbacks += [witness, *pictures, *more]
     made.fit(module, datamodule=digits(batch_size=32, train=640), ckpt_path=ckpt)
     controller = callback.controller
     assert controller is not None
     return {
+        "start": witness.start,
         "seen": witness.seen,
         "losses": list(module.train_losses),
         "history": callback.history,
         "reports": [json.loads(to_json(r)) for r in controller.reports],
         "decisions": controller.explanations,
         "rng": torch.rand(3),
-        "ignored": sorted(vars(module)["_ddp_params_and_buffers_to_ignore"]),
+        "ignored": sorted(vars(module).get("_ddp_params_and_buffers_to_ignore", ())),
     }
 
 
-def strategy() -> DDPStrategy:
+def strategy() -> DDPStrategy | str:
+    if SIZE == 1:
+        return "auto"
     # With three ranks or more the order of a sum depends on the place in a bucket, and DDP makes new buckets after its
     # first step; a resumed run has the same sums from its first step on only where buckets stay as they are.
     return DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60), find_unused_parameters=SIZE > 2)
@@ -112,9 +120,8 @@ def strategy() -> DDPStrategy:
 def whole(folder: Path) -> dict[str, Any]:
     """A run, the same again, its resumption from an epoch's end and from the middle of one, and a second fit."""
     module = Plain()
-    often = ModelCheckpoint(dirpath=folder / "steps", every_n_train_steps=25, save_top_k=-1, filename="{step}")
     return {
-        "first": fit(folder / "one", module=module, more=[often]),
+        "first": fit(folder / "one", module=module, more=[every(folder, 25)], draw=True),
         "again": fit(folder / "two"),
         "part": fit(folder / "part", ckpt=folder / "one" / "checkpoints" / "epoch=2.ckpt"),
         "mid": fit(folder / "mid", ckpt=folder / "steps" / "step=25.ckpt"),
@@ -123,10 +130,31 @@ def whole(folder: Path) -> dict[str, Any]:
 
 
 def brief(folder: Path) -> dict[str, Any]:
-    """A run and its resumption, for many ranks, with a second group for plain values as beside NCCL."""
+    """A run and its resumption, for many ranks, with a second group for plain values as beside NCCL; and `resized`."""
     distributed._CPU_BACKENDS = ()
     ckpt = folder / "one" / "checkpoints" / "epoch=2.ckpt"
-    return {"first": fit(folder / "one", epochs=5), "part": fit(folder / "part", ckpt=ckpt, epochs=5)}
+    found = {"first": fit(folder / "one", epochs=5), "part": fit(folder / "part", ckpt=ckpt, epochs=5)}
+    return found | resized(folder)
+
+
+def resized(folder: Path) -> dict[str, Any]:
+    """Go on, up to epoch 5, from what another number of ranks has left: at the end of an epoch, and in its middle."""
+    left = HANDED_ON[SIZE]
+    return {
+        name: fit(folder / name, ckpt=folder.parent / path, epochs=5, more=[every(folder, 15)])
+        for name, path in left.items()
+    }
+
+
+HANDED_ON = {
+    2: {"end": "1/checkpoints/epoch=2.ckpt", "middle": "1/steps/step=55.ckpt"},
+    4: {"end": "2/end/checkpoints/epoch=3.ckpt", "middle": "2/steps/step=75.ckpt"},
+}
+"""The checkpoints that so many ranks go on from. One rank takes 20 steps an epoch, two take 10, and four take 5."""
+
+
+def every(folder: Path, steps: int) -> ModelCheckpoint:
+    return ModelCheckpoint(folder / "steps", every_n_train_steps=steps, save_top_k=-1, filename="{step}")
 
 
 class Saboteur(Callback):
@@ -232,7 +260,7 @@ def trouble(folder: Path) -> dict[str, Any]:
     return found
 
 
-JOBS = {"whole": whole, "brief": brief, "trouble": trouble}
+JOBS = {"whole": whole, "brief": brief, "trouble": trouble, "resized": resized}
 
 
 class Alive(Callback):
@@ -245,13 +273,13 @@ class Alive(Callback):
             (Path(sys.argv[1]) / f"alive{RANK}").touch()
 
 
-def endless(folder: Path) -> None:
+def endless(folder: Path, *more: Callback, timeout_s: float = 5.0) -> None:
     """Train until the test does something to a rank."""
     # What DDPStrategy(timeout=...) sets; so short it would not bear the skew of starting processes.
-    distributed_c10d._set_pg_timeout(timedelta(seconds=5), distributed_c10d._get_default_group())
+    distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), distributed_c10d._get_default_group())
     callback = esper.Tamiyo("schedule", kasmina=QUICK, settings=life(), targets=["net.*"])
     made = trainer(folder, None, epochs=100_000, strategy=strategy(), devices=SIZE, enable_checkpointing=True)
-    made.callbacks = [callback, Alive()]
+    made.callbacks = [callback, Alive(), *more]
     made.fit(Plain(), datamodule=digits(batch_size=32, train=640))
 
 
@@ -261,9 +289,18 @@ def tell(results: dict[str, Any], folder: Path) -> None:
     (folder / f"rank{RANK}.part").rename(folder / f"rank{RANK}.pt")
 
 
-if __name__ == "__main__":
+def prepare() -> tuple[int, int]:
+    """Make this process a strict one; return its rank, and how many there are."""
     torch.set_num_threads(1)
-    RANK, SIZE = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    warnings.simplefilter("error")
+    for harmless in HARMLESS:
+        warnings.filterwarnings("ignore", harmless)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    return int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+if __name__ == "__main__":
+    RANK, SIZE = prepare()
     out = Path(sys.argv[1])
     tell(JOBS[sys.argv[2]](out), out)
     if "endless" in sys.argv:

@@ -3,7 +3,6 @@
 Arguments: the job's folder, the name of the job.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,6 +121,5 @@ def sharded(folder: Path) -> dict[str, Any]:
 JOBS = {"sharded": sharded}
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    ddp_job.RANK, ddp_job.SIZE = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    ddp_job.RANK, ddp_job.SIZE = ddp_job.prepare()
     ddp_job.tell(JOBS[sys.argv[2]](Path(sys.argv[1])), Path(sys.argv[1]))

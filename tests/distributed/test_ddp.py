@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from esper.kasmina.bank import layer_name
+from esper.leyline.ids import SeedId
+from esper.tolaria.exchange import bit_sum
+from tests.distributed import ddp_job
 from tests.distributed.launch import Job
 
 pytestmark = pytest.mark.slow
@@ -63,14 +67,48 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in found if event["type"] == kind]
 
 
-def test_four_ranks_grow_and_resume_and_a_killed_one_is_an_error(tmp_path: Path) -> None:
-    job = Job("ddp_job.py", tmp_path, 4, "brief", "endless")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Checkpoint directory")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Be aware that when using `ckpt_path`")
+def test_one_two_and_four_ranks_hand_a_run_on_and_a_killed_one_is_an_error(tmp_path: Path) -> None:
+    ddp_job.fit(tmp_path / "1", epochs=3, more=[ddp_job.every(tmp_path / "1", 11)])
+    two = Job("ddp_job.py", tmp_path / "2", 2, "resized").results()
+    job = Job("ddp_job.py", tmp_path / "4", 4, "brief", "endless")
     job.lose(2, signal.SIGKILL)
-    ranks = job.found()
-    require_same(ranks, "first")
-    for found in ranks:
+    four = job.found()
+    require_same(four, "first")
+    for found in four:
         assert found["part"]["seen"] == found["first"]["seen"][3:]
         assert found["part"]["losses"] == found["first"]["losses"][-len(found["part"]["losses"]) :]
+    # In the middle, 15 of 20 batches are done, so 7 of ten; then 5 of ten, so two of five.
+    for ranks, steps in ((two, {"end": 20, "middle": 23}), (four, {"end": 5, "middle": 3})):
+        for name, left in steps.items():
+            require_handed_on(ranks, name, tmp_path / ddp_job.HANDED_ON[len(ranks)][name], left)
+    ckpt = tmp_path / ddp_job.HANDED_ON[4]["end"]
+    with pytest.warns(UserWarning, match="written by 2 processes and 1 resume from it"):
+        alone = ddp_job.fit(tmp_path / "alone", ckpt=ckpt, epochs=5)
+    require_saved(alone, ckpt)
+    assert len(alone["losses"]) == 20 and alone["reports"][: len(two[0]["end"]["reports"])]
+
+
+def require_handed_on(ranks: list[dict[str, Any]], name: str, ckpt: Path, left: int) -> None:
+    """Check that a run goes on from what another number of ranks has saved, and to its end."""
+    first = require_same(ranks, name)
+    require_saved(first, ckpt)
+    assert len(first["losses"]) == left and first["seen"][-1]["step"] == first["start"]["step"] + left
+
+
+def require_saved(run: dict[str, Any], ckpt: Path) -> None:
+    """Check that a run has started with the weights, children, moments and seeds of a checkpoint, bit for bit."""
+    saved, start = torch.load(ckpt, weights_only=True), run["start"]
+    weights, moments = saved["state_dict"], saved["optimizer_states"][0]["state"]
+    assert start["host"] == bit_sum(value for name, value in weights.items() if name.startswith("net."))
+    # A module names its children by their places, a bank in the order of their birth.
+    places = [SeedId.parse(entry["seed_id"]) for entry in saved["esper"]["topology"]]
+    within = [f"{layer_name(seed.layer)}.grafts.c{seed.chunk}s{seed.slot}.child." for seed in places]
+    assert start["children"] == bit_sum(v for part in within for name, v in weights.items() if part in name)
+    assert start["optimizer"] == bit_sum(value for state in moments.values() for value in state.values())
+    assert start["topology"] == saved["esper"]["topology"] and start["topology"]
+    assert start["step"] == saved["global_step"]
 
 
 def test_what_happens_on_one_rank_is_settled_on_all_and_a_stopped_one_is_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Fingerprints, shares of the data and the messages between ranks, as far as one process can show them."""
 
 from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,11 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 import esper
+from esper.data import RankSampler, SeededLoader, SeededSampler
 from esper.leyline.errors import CheckpointError, DistributedError
 from esper.tolaria.distributed import Ranks
 from esper.tolaria.exchange import bit_sum, fingerprint, require_agreement
-from esper.tolaria.rank_state import own_state
+from esper.tolaria.rank_state import own_state, reshare
 from esper.tolaria.sharded import read_entry
 from esper.tolaria.shards import own_samples, unpadded
 
@@ -84,6 +87,72 @@ def test_another_number_of_ranks_is_told() -> None:
         with pytest.warns(UserWarning, match="random state and the order of the data differ"):
             assert own_state(checkpoint, 0, size) == {}
     assert own_state({}, 0, 2) == {} and own_state({"esper": {"ranks": []}}, 0, 1) == {}
+
+
+@given(
+    before=st.integers(1, 6),
+    after=st.integers(1, 6),
+    batch=st.integers(1, 4),
+    data=st.data(),
+    total=st.integers(30, 99),
+)
+def test_another_number_of_ranks_shares_what_is_left_of_an_epoch(
+    before: int, after: int, batch: int, data: st.DataObject, total: int
+) -> None:
+    def loader(rank: int, size: int) -> SeededLoader:
+        sampler = RankSampler(SeededSampler(total), rank=rank, size=size) if size > 1 else SeededSampler(total)
+        return SeededLoader(range(total), batch_size=batch, sampler=sampler, drop_last=True)  # type: ignore[arg-type]
+
+    done = data.draw(st.integers(0, len(loader(0, before))))
+    saved: list[SeededLoader] = [loader(rank, before) for rank in range(before)]
+    old = [index for one in saved for part in islice(one, done) for index in part.tolist()]
+    checkpoint = interrupted(before, done, saved[0].state_dict())
+    reshare(checkpoint, after)
+    fit = checkpoint["loops"]["fit_loop"]
+    ready, resumed = (
+        fit["epoch_loop.batch_progress"]["current"]["ready"],
+        [loader(rank, after) for rank in range(after)],
+    )
+    new: list[int] = []
+    for one in resumed:
+        one.load_state_dict(fit["state_dict"]["combined_loader"][0])
+        parts = list(one)
+        assert ready <= len(one) and len(parts) >= len(one) - ready
+        new += [index for part in parts for index in part.tolist()]
+    # Less than a batch of each process comes twice, and only what no whole batch is left for is not seen.
+    assert len(set(old) & set(new)) < batch * max(before, after) + before
+    assert total - len(set(old) | set(new)) < batch * max(before, after) + after
+
+
+def interrupted(size: int, done: int, place: dict[str, int]) -> dict[str, Any]:
+    """What of a checkpoint tells how far an epoch is."""
+    current = dict.fromkeys(("ready", "started", "processed", "completed"), done)
+    loops = {"epoch_loop.batch_progress": {"current": current}, "state_dict": {"combined_loader": [place]}}
+    ranks = [{} for _ in range(size)] if size > 1 else []
+    run = {"pause": "STEP", "gradients": {"w": torch.ones(1)}}
+    return {"esper": {"run": run, "ranks": ranks}, "loops": {"fit_loop": loops}}
+
+
+def test_the_place_in_an_epoch_is_rescaled_for_another_number_of_ranks_only() -> None:
+    place = {"seed": 0, "epoch": 1, "position": 96}
+    for size, position, ready, pause in (
+        (2, 96, 3, "STEP"),
+        (1, 192, 6, "STEP"),
+        (4, 32, 1, "STEP"),
+        (8, 0, 0, "ITERATION"),
+    ):
+        checkpoint = interrupted(2, 3, dict(place))
+        reshare(checkpoint, size)
+        fit, run = checkpoint["loops"]["fit_loop"], checkpoint["esper"]["run"]
+        assert fit["state_dict"]["combined_loader"] == [place | {"position": position}]
+        assert fit["epoch_loop.batch_progress"]["current"]["completed"] == ready
+        assert run["pause"] == pause and ("gradients" in run) is (size == 2)
+    foreign = interrupted(2, 3, {"worker": 5})
+    reshare(foreign, 1)
+    assert foreign["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"worker": 5}]
+    plain: dict[str, Any] = {"loops": {"fit_loop": {}}}
+    reshare(plain, 3)
+    assert plain == {"loops": {"fit_loop": {}}}
 
 
 def test_a_damaged_sharded_checkpoint_is_refused(tmp_path: object) -> None:

@@ -1,12 +1,16 @@
 """Growth of a host that FSDP2 shards over two real processes."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from esper.tolaria.folders import CHECKSUMS, META
+from esper.tolaria.resume import newest
 from tests.distributed.launch import Job
 
 pytestmark = pytest.mark.slow
@@ -43,3 +47,36 @@ def check_trouble(folder: Path, run: dict[str, Any]) -> None:
     assert fault["detail"] == "RuntimeError: broken on rank 1"
     (back,) = (event for event in told if event["type"] == "RolledBack")
     assert back["restored_step"] == 20
+
+
+# --- checkpoint folders ------------------------------------------------------------------------------------------
+
+MOMENTS = ("seal-before", "checksums_of-before", "seal-after", "put_in_place-after")
+"""Steps of a save before or after which rank 0 is killed; all of them only where there is time."""
+
+
+@pytest.mark.parametrize("moment", MOMENTS[: None if os.environ.get("ESPER_SOAK") else 1])
+def test_a_run_killed_in_a_save_goes_on_from_its_last_whole_folder(tmp_path: Path, moment: str) -> None:
+    killed, *others = Job("folders_job.py", tmp_path, 2, moment, "cut").wait()
+    assert killed == -signal.SIGKILL and all(others), "the other rank must end too"
+    kept = tmp_path / "cut" / "checkpoints"
+    left = [path.name for path in kept.iterdir() if path.name.startswith(".")]
+    found = newest(tmp_path / "cut")
+    if moment == "put_in_place-after":
+        assert found == kept / "step=24.ckpt" and not left
+    else:
+        assert found == kept / "last.ckpt" and len(left) == 1 and left[0].startswith(".step=24.ckpt.")
+    # What was written last is cut short, under both of its names; then the one before is good enough.
+    spoiled = [path for path in (kept / "last.ckpt", *kept.glob("step=[12][48].ckpt")) if path.is_dir()]
+    for path in spoiled:
+        shard = path / "__1_0.distcp"
+        shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="passed over a checkpoint: .*__1_0.distcp is not what was saved"):
+        assert newest(tmp_path / "cut") == kept / "step=12.ckpt"
+    entry = torch.load(kept / "step=12.ckpt" / META, weights_only=True)["esper"]
+    assert [seed["state"] for seed in entry["topology"]] == ["GRAFTING"]
+    for rank in Job("folders_job.py", tmp_path, 2, "never", "cut", "whole").results():
+        cut, whole = rank["cut"], rank["whole"]
+        assert cut.pop("losses") == whole.pop("losses")[12:]
+        assert cut == whole
+    assert all((path / CHECKSUMS).is_file() and not path.name.startswith(".") for path in kept.iterdir())

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
 import esper
+from esper.kasmina.kernels import KernelStore
 from tests.helpers import QUICK, Plain, digits, planting
 
 STRICT = QUICK | {
@@ -73,6 +74,8 @@ class Run:
         settings: further settings of the controller.
         module: what is trained.
         data: what it is trained on.
+        policy: who decides.
+        store: where kernels come from.
         trainer: further arguments of the trainer.
     """
 
@@ -86,12 +89,19 @@ class Run:
         settings: dict[str, Any] | None = None,
         module: Plain | None = None,
         data: Any = None,
+        policy: str = "schedule",
+        store: KernelStore | None = None,
         **trainer: Any,
     ) -> None:
         self.folder = folder
         self.module = module if module is not None else Dropping(scheduler)
         self.callback = esper.Tamiyo(
-            "schedule", kasmina=kasmina, settings=settings or planting(at=7), targets=["net.*"], output_dir=str(folder)
+            policy,
+            kasmina=kasmina,
+            settings=settings or planting(at=7),
+            targets=["net.*"],
+            output_dir=str(folder),
+            store=store,
         )
         self.data = data if data is not None else digits(num_workers=workers)
         given: dict[str, Any] = {

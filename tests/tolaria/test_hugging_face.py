@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import esper
 from esper.leyline.errors import ConfigError
 from tests.grafts import grafted, stir, wrapped
-
-transformers = pytest.importorskip("transformers")
 
 SIZES: dict[str, Any] = {"vocab_size": 48, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 SITES = {
