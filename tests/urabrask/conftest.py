@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all tests of a run share, in whatever process they are."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / "urabrask-kernels"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make few calls where a thousand are usual; the thousand have tests of their own."""
+    monkeypatch.setattr("esper.urabrask.endurance.CALLS", 30)
+    monkeypatch.setattr("esper.urabrask.endurance._WINDOW", 10)
