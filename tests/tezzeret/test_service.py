@@ -1,0 +1,289 @@
+"""Tezzeret between a real bus, a real store and a pool whose answers a test writes."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esper.blueprints.hashing import canonical_json
+from esper.leyline.artifacts import CompilationRequest, CompiledKernel, KernelManifest, KernelSpec, Pipeline
+from esper.leyline.base import Message
+from esper.leyline.codec import decode, encode
+from esper.leyline.envelope import COMPILATION, Envelope
+from esper.leyline.events import KernelReady, KernelRejected, Rejection
+from esper.leyline.kernels import ArtifactStatus, Blueprint, CompilationRecord
+from esper.oona.contracts import BusLimits, Subscription
+from esper.oona.memory import MemoryBus
+from esper.tezzeret import service
+from esper.tezzeret.service import REQUESTED, Tezzeret
+from esper.tezzeret.specs import blueprint_of
+from esper.tezzeret.toolchain import kernel_id
+from esper.urza import KeyRing, Urza
+from esper.workers.contracts import JobResult, JobState, Pool, PoolStats
+from tests.tezzeret.samples import STUCK, spec
+
+
+class Answers(Pool):
+    """Ends a job when the test says how; gives a known key the same answer again, as every pool does."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, CompilationRequest] = {}
+        self.order: list[str] = []
+        self.results: dict[str, JobResult] = {}
+        self.ended: list[JobResult] = []
+        self.over_budget, self.waiting = False, 0
+
+    def submit(self, key: str, kind: str, payload: bytes, *, priority: int = 2) -> str:
+        if key in self.results:
+            self.ended.append(self.results[key])
+        elif key not in self.jobs:
+            self.jobs[key] = decode(CompilationRequest, payload)
+            self.order.append(key)
+        return key
+
+    def end(self, key: str, result: bytes = b"", reason: str = "") -> None:
+        state = JobState.FAILED if reason else JobState.DONE
+        del self.jobs[key]
+        self.results[key] = JobResult(
+            job_id=key, key=key, kind="compile", state=state, result=result, reasons=(reason,) if reason else ()
+        )
+        self.ended.append(self.results[key])
+
+    def poll(self, timeout_s: float) -> list[JobResult]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def stats(self) -> PoolStats:
+        waiting = self.waiting + len(self.jobs)
+        return PoolStats(name="t", jobs={JobState.WAITING: waiting}, cpu_budget_s=0.0 if self.over_budget else None)
+
+    def close(self) -> None:
+        self.jobs.clear()
+
+
+@pytest.fixture
+def urza(tmp_path: Path) -> Iterator[Urza]:
+    with Urza(tmp_path / "store", KeyRing(tmp_path / "keys")) as store:
+        yield store
+
+
+@pytest.fixture
+def bus() -> Iterator[MemoryBus]:
+    with MemoryBus() as made:
+        yield made
+
+
+@pytest.fixture
+def pool() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def news(bus: MemoryBus) -> Iterator[Subscription]:
+    with bus.subscribe(f"{COMPILATION}.ready", f"{COMPILATION}.failed") as heard:
+        yield heard
+
+
+@pytest.fixture
+def tezzeret(bus: MemoryBus, urza: Urza, pool: Answers) -> Iterator[Tezzeret]:
+    made = Tezzeret(bus, urza, pool, idle_after_s=1e9)
+    yield made
+    made.close()
+
+
+def ask(bus: MemoryBus, one: KernelSpec, trace: str = "", **fields: object) -> Envelope:
+    request = CompilationRequest.model_validate({"spec": one, **fields})
+    return bus.publish(request, REQUESTED, trace_id=trace)
+
+
+def heard(news: Subscription) -> list[tuple[str, Message]]:
+    found = []
+    while (delivery := news.receive(0.0)) is not None:
+        news.ack(delivery)
+        found.append((delivery.envelope.trace_id, delivery.message))
+    return found
+
+
+def artifact(one: KernelSpec, pipeline: Pipeline = "standard", name: str = "") -> bytes:
+    """What a worker sends back, but for the machine code."""
+    ir = blueprint_of(one)
+    files = {"ir.json": one.ir.encode(), "fw.so": b"forward", "bw.so": b"backward"}
+    manifest = KernelManifest(
+        kernel_id=name or kernel_id(one, pipeline),
+        name=ir.name,
+        blueprint_id=ir.id,
+        spec=one,
+        pipeline=pipeline,
+        files={file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
+    )
+    record = CompilationRecord(pipeline=pipeline, compilation_seconds=2.5)
+    texts = (canonical_json(part.model_dump(mode="json")).decode() for part in (manifest, record))
+    return encode(CompiledKernel(manifest=next(texts), files=files, record=next(texts)))
+
+
+def known(urza: Urza, one: KernelSpec) -> str:
+    ir = blueprint_of(one)
+    return urza.submit(Blueprint(id=ir.id, name=ir.name, ir=one.ir)).id
+
+
+def test_a_request_becomes_a_job_an_artifact_and_news_of_one_trace(
+    tezzeret: Tezzeret, bus: MemoryBus, urza: Urza, pool: Answers, news: Subscription
+) -> None:
+    one, name = spec(), kernel_id(spec(), "standard")
+    blueprint = known(urza, one)
+    ask(bus, one, "trace-1")
+    assert tezzeret.step(1.0)
+    assert pool.jobs[name].pipeline == "standard"
+    assert urza.blueprint(blueprint).status is ArtifactStatus.COMPILING
+    pool.end(name, artifact(one))
+    assert tezzeret.step(0.0)
+    ready = KernelReady(
+        kernel_artifact_id=name, blueprint_id=blueprint, pipeline="standard", target="cpu", compilation_seconds=2.5
+    )
+    assert heard(news) == [("trace-1", ready)]
+    assert urza.kernel(name).status is ArtifactStatus.PENDING_BENCHMARKING
+    assert urza.blueprint(blueprint).status is ArtifactStatus.PENDING_BENCHMARKING
+    assert not tezzeret.step(0.0)
+
+
+def test_many_requests_for_one_kernel_are_one_job_and_each_hears_of_it(
+    tezzeret: Tezzeret, bus: MemoryBus, pool: Answers, news: Subscription
+) -> None:
+    for trace in ("a", "b", "b"):
+        ask(bus, spec(), trace)
+    ask(bus, spec(dims={"h": 32}), "c")
+    tezzeret.step(1.0)
+    assert pool.order == [kernel_id(spec(), "standard")]
+    pool.end(pool.order[0], artifact(spec()))
+    tezzeret.step(0.0)
+    assert sorted(trace for trace, _ in heard(news)) == ["a", "b", "c"]
+    ask(bus, spec(), "later")
+    tezzeret.step(1.0)
+    assert [trace for trace, _ in heard(news)] == ["later"]
+    assert len(pool.order) == 1
+
+
+def test_an_invalid_blueprint_is_refused_with_the_reason_and_costs_no_job(
+    tezzeret: Tezzeret, bus: MemoryBus, urza: Urza, pool: Answers, news: Subscription
+) -> None:
+    blueprint = known(urza, STUCK["dead-relu"])
+    ask(bus, STUCK["dead-relu"], "t")
+    ask(bus, spec(ir="not json"), "u")
+    ask(bus, spec(target="abacus"), "v")
+    tezzeret.step(1.0)
+    reasons = {trace: message.reason for trace, message in heard(news) if isinstance(message, KernelRejected)}
+    assert reasons["t"] is reasons["u"] is Rejection.INVALID_BLUEPRINT
+    assert reasons["v"] is Rejection.COMPILATION_FAILED
+    assert urza.blueprint(blueprint).status is ArtifactStatus.INVALID
+    assert "dead-relu" in urza.reason(blueprint)
+    assert not pool.order
+
+
+@pytest.mark.parametrize("kind", ["reason", "garbage", "other toolchain", "other files"])
+def test_a_job_without_a_good_artifact_is_told_as_a_failure(
+    tezzeret: Tezzeret, bus: MemoryBus, urza: Urza, pool: Answers, news: Subscription, kind: str
+) -> None:
+    ask(bus, spec(), "t")
+    tezzeret.step(1.0)
+    name = pool.order[0]
+    spoiled = decode(CompiledKernel, artifact(spec())).model_copy(update={"files": {"fw.so": b"else"}})
+    result = {"garbage": b"?", "other toolchain": artifact(spec(), name="k-else"), "other files": encode(spoiled)}
+    pool.end(name, result.get(kind, b""), "g++ is out of memory" if kind == "reason" else "")
+    tezzeret.step(0.0)
+    ((trace, message),) = heard(news)
+    assert isinstance(message, KernelRejected)
+    assert (trace, message.reason, message.kernel_artifact_id) == ("t", Rejection.COMPILATION_FAILED, name)
+    assert {"reason": "out of memory", "other toolchain": "toolchain", "other files": "fw.so"}.get(
+        kind, ""
+    ) in message.detail
+    assert not urza.has(name)
+
+
+def test_a_request_that_was_not_answered_comes_again_after_a_crash(
+    bus: MemoryBus, urza: Urza, pool: Answers, news: Subscription
+) -> None:
+    first = Tezzeret(bus, urza, pool)
+    ask(bus, spec(), "t")
+    first.step(1.0)
+    first.close()
+    pool.end(pool.order[0], artifact(spec()))
+    second = Tezzeret(bus, urza, pool)
+    second.step(0.0)
+    second.step(0.0)
+    assert ("t" in [trace for trace, _ in heard(news)]) and len(pool.order) == 1
+    second.close()
+
+
+def test_load_sends_what_few_want_to_the_fast_tier_and_idle_time_makes_up_for_it(
+    bus: MemoryBus, urza: Urza, pool: Answers, news: Subscription
+) -> None:
+    tezzeret = Tezzeret(bus, urza, pool, idle_after_s=0.0)
+    pool.waiting = 100
+    ask(bus, spec(), "t")
+    tezzeret.step(1.0)
+    ((_, message),) = heard(news)
+    assert isinstance(message, KernelReady) and message.pipeline == "fast"
+    assert set(urza.manifest(message.kernel_artifact_id).files) >= {"ir.json"} and not pool.order
+    assert not tezzeret.step(0.0)
+    pool.waiting, pool.over_budget = 0, True
+    assert not tezzeret.step(0.0)
+    pool.over_budget = False
+    assert tezzeret.step(0.0)
+    assert pool.order == [kernel_id(spec(), "standard")]
+    pool.end(pool.order[0], artifact(spec()))
+    assert tezzeret.step(0.0) and not tezzeret.step(0.0)
+    tezzeret.close()
+
+
+def test_a_failure_is_tried_again_in_idle_time(
+    bus: MemoryBus, urza: Urza, pool: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tezzeret = Tezzeret(bus, urza, pool, idle_after_s=0.0)
+    ask(bus, spec())
+    tezzeret.step(1.0)
+    pool.end(pool.order[0], reason="the disk was full")
+    tezzeret.step(0.0)
+    assert not tezzeret.step(0.0)
+    now = time.time()
+    monkeypatch.setattr(service.time, "time", lambda: now + 700.0)
+    assert tezzeret.step(0.0)
+    assert pool.order[1] == f"{pool.order[0]}~1"
+    pool.end(pool.order[1], artifact(spec()))
+    tezzeret.step(0.0)
+    assert urza.has(pool.order[0])
+    tezzeret.close()
+
+
+def test_a_kernel_of_an_older_toolchain_is_made_anew_in_idle_time(bus: MemoryBus, urza: Urza, pool: Answers) -> None:
+    old = kernel_id(spec(), "standard").rsplit("-", 1)[0] + "-000000000000"
+    urza.put(decode(CompiledKernel, artifact(spec(), name=old)))
+    tezzeret = Tezzeret(bus, urza, pool, idle_after_s=0.0)
+    assert tezzeret.step(0.0)
+    assert pool.order == [kernel_id(spec(), "standard")]
+    pool.end(pool.order[0], artifact(spec()))
+    assert tezzeret.step(0.0) and not tezzeret.step(0.0)
+    assert urza.has(old)
+    tezzeret.close()
+
+
+def test_a_request_that_the_bus_repeats_meanwhile_is_not_answered_twice(urza: Urza, pool: Answers) -> None:
+    with MemoryBus(BusLimits(visibility_s=0.02)) as bus, bus.subscribe(f"{COMPILATION}.ready") as news:
+        tezzeret = Tezzeret(bus, urza, pool)
+        ask(bus, spec(), "t")
+        tezzeret.step(1.0)
+        pool.waiting = 100
+        time.sleep(0.05)
+        assert tezzeret.step(1.0)
+        pool.end(pool.order[0], artifact(spec()))
+        tezzeret.step(0.0)
+        assert [trace for trace, _ in heard(news)] == ["t"]
+        time.sleep(0.05)
+        assert not tezzeret.step(0.0)
+
+
+def test_a_letter_that_is_no_request_is_dropped(tezzeret: Tezzeret, bus: MemoryBus, pool: Answers) -> None:
+    bus.publish(KernelReady(kernel_artifact_id="k", blueprint_id="b", pipeline="fast"), REQUESTED)
+    assert tezzeret.step(1.0) and not tezzeret.step(0.0)
+    assert not pool.order
