@@ -1,9 +1,9 @@
 """Kernels compiled once per test run, whichever process needs them first."""
 
+import hashlib
 import json
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,10 @@ from filelock import FileLock
 
 from esper.blueprints import SiteShape, load_library
 from esper.blueprints.hashing import canonical_json
-from esper.leyline.artifacts import CompilationRequest, CompiledKernel, KernelManifest, KernelSpec
+from esper.leyline.artifacts import CompilationRequest, CompiledKernel, KernelManifest, KernelSpec, Pipeline
 from esper.leyline.codec import to_json
 
-SITE = SiteShape("btd", 16, 16, 8, "block")
+SITE = SiteShape("btd", 32, 32, 16, "block")
 
 
 def spec(name: str = "BP-MLP-GELU", site: SiteShape = SITE) -> KernelSpec:
@@ -23,25 +23,32 @@ def spec(name: str = "BP-MLP-GELU", site: SiteShape = SITE) -> KernelSpec:
     return KernelSpec(ir=text, layout=site.layout, d_in=site.d_in, d_out=site.d_out, tokens=site.tokens, kind=site.kind)
 
 
-@cache
-def folder_of(shared: Path, name: str) -> Path:
-    """Compile in a process of its own, as a worker does."""
-    folder = shared / "kernels" / name
-    folder.parent.mkdir(exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "record.json").exists():
-            folder.mkdir(exist_ok=True)
-            asked = CompilationRequest(spec=spec(name), pipeline="standard")
-            (folder / "request.json").write_text(to_json(asked), encoding="utf-8")
-            command = [sys.executable, "-W", "ignore", "-m", "esper.tezzeret.compile", str(folder)]
-            subprocess.run([*command, "--shelf", str(shared / "kernels" / "shelf")], check=True, timeout=300)
+def built(shared: Path, of: KernelSpec, pipeline: Pipeline = "standard") -> Path:
+    """Return the folder of a kernel; it is compiled once for all tests, in a process of its own as a worker's."""
+    name = hashlib.sha256(canonical_json([of.model_dump(mode="json"), pipeline])).hexdigest()[:16]
+    folder = shared / name
+    with FileLock(shared / "lock", timeout=900):
+        if not folder.exists():
+            part = shared / f"part-{name}"
+            part.mkdir()
+            (part / "request.json").write_text(to_json(CompilationRequest(spec=of, pipeline=pipeline)))
+            command = [sys.executable, "-m", "esper.tezzeret.compile", str(part), "--shelf", str(shared / "shelf")]
+            subprocess.run(command, check=True, capture_output=True, timeout=600)
+            part.rename(folder)
+    return folder
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all processes of this test run see."""
+    base = factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / "kernels"
+    folder.mkdir(exist_ok=True)
     return folder
 
 
 def compiled(factory: pytest.TempPathFactory, name: str = "BP-MLP-GELU") -> tuple[Path, KernelManifest]:
     """Return the folder and the manifest of a compiled kernel."""
-    base = factory.getbasetemp()
-    folder = folder_of(base.parent if base.name.startswith("popen-") else base, name)
+    folder = built(shared_folder(factory), spec(name))
     return folder, KernelManifest.model_validate_json((folder / "manifest.json").read_bytes())
 
 

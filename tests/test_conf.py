@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import esper
+from esper.forge.client import Forge
 from esper.kasmina.config import PRESETS, KasminaConfig
 from esper.nissa.callback import GrowthReport
 from esper.run import EsperCLI, run
@@ -19,7 +20,9 @@ from tests.hf_models import llama, mixtral, saved, text, tokenizer
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = {group: sorted(f.stem for f in (CONF / group).glob("*.yaml")) for group in ("model", "data", "tamiyo")}
-GROUPS |= {group: sorted(f.stem for f in (CONF / group).glob("*.yaml")) for group in ("kasmina", "trainer", "logger")}
+GROUPS |= {
+    group: sorted(f.stem for f in (CONF / group).glob("*.yaml")) for group in ("kasmina", "forge", "trainer", "logger")
+}
 EXPERIMENTS = sorted(f.stem for f in (CONF / "experiment").glob("*.yaml"))
 SPECS = sorted(f for group in ("model", "data", "logger") for f in (CONF / group).glob("*.yaml") if f.stem != "none")
 
@@ -116,6 +119,11 @@ def test_trainer_lists_every_argument(name: str) -> None:
     assert set(yaml.safe_load((CONF / "trainer" / f"{name}.yaml").read_text(encoding="utf-8"))) == keys_of(Trainer)
 
 
+@pytest.mark.parametrize("name", GROUPS["forge"])
+def test_forge_lists_every_argument(name: str) -> None:
+    assert set(yaml.safe_load((CONF / "forge" / f"{name}.yaml").read_text(encoding="utf-8"))) == keys_of(Forge)
+
+
 def test_nissa_lists_every_argument() -> None:
     assert set(yaml.safe_load((CONF / "nissa/report.yaml").read_text(encoding="utf-8"))) == keys_of(GrowthReport)
 
@@ -125,7 +133,7 @@ def test_every_option_composes_to_a_known_section(group: str, name: str, tmp_pat
     config = composed(f"{group}={name}", folder=tmp_path)
     assert set(config) == {
         *("seed_everything", "threads", "compare", "resume", "ckpt_path", "output_dir"),
-        *("model", "data", "tamiyo", "nissa", "trainer"),
+        *("model", "data", "tamiyo", "nissa", "forge", "trainer"),
     }
 
 

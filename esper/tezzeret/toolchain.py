@@ -121,10 +121,14 @@ def _cpu_features() -> list[str]:
 
 
 def _libraries() -> list[str]:
-    """Return the C++ and OpenMP libraries that torch has brought into this process, versions in their file names."""
+    """Return the C++ library of this process and torch's OpenMP, versions in their file names.
+
+    Other packages bring an OpenMP of their own, which no kernel uses; whether they are imported must not matter.
+    """
+    packages = Path(torch.__file__).parents[1]
+    own = [path.name for folder in ("torch/lib", "torch.libs") for path in (packages / folder).glob("lib[gi]omp*")]
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return [platform.platform()]
-    paths = {Path(line.split(maxsplit=5)[5]) for line in lines if "libstdc++" in line or "libgomp" in line}
-    return sorted(path.name for path in paths)
+        return [platform.platform(), *sorted(own)]
+    return sorted({Path(line.split(maxsplit=5)[5]).name for line in lines if "libstdc++" in line} | set(own))

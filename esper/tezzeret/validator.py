@@ -66,7 +66,7 @@ def check_ir(spec: KernelSpec, bounds: Bounds | None = None) -> Checked:
         >>> from esper.blueprints.hashing import canonical_json
         >>> ir = canonical_json(load_library()["BP-MLP-GELU"].ir.model_dump(mode="json")).decode()
         >>> check_ir(KernelSpec(ir=ir, layout="bd", d_in=4, d_out=6, tokens=1, kind="linear")).plan.params
-        150
+        162
     """
     limits = bounds if bounds is not None else Bounds()
     if len(spec.ir) > limits.text:

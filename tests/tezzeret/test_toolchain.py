@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from esper.leyline.errors import BlueprintError, KernelError
 from esper.tezzeret import toolchain
@@ -66,3 +68,12 @@ def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_alias_says_so() -> None:
     assert resolve("aggressive", "cuda") == "aggressive"
     assert flags("aggressive", "cpu")[1:] == flags("standard", "cpu")
+
+
+def test_the_openmp_of_another_package_does_not_matter() -> None:
+    import sklearn.cluster  # noqa: F401
+
+    own = {path.name for path in (Path(torch.__file__).parent / "lib").iterdir()}
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert "scikit_learn.libs" in mapped, "this test needs a second OpenMP in the process"
+    assert {name for name in toolchain._libraries() if "omp" in name} <= own

@@ -2,14 +2,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels import shared_folder
+
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all tests of a run share, in whatever process they are."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if base.name.startswith("popen-") else base) / "urabrask-kernels"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return shared_folder(tmp_path_factory)
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from esper.blueprints import load_library
 from esper.blueprints.hashing import canonical_json
-from esper.leyline.artifacts import CompilationRequest, CompiledKernel, KernelManifest, KernelSpec, Pipeline
+from esper.leyline.artifacts import CompiledKernel, KernelManifest, KernelSpec, Pipeline
 from esper.leyline.codec import to_json
 from esper.leyline.kernels import Blueprint
 from esper.urza.canonical import parse
@@ -30,21 +29,6 @@ def spec(name: str = "BP-MLP-GELU", d: int = 32, tokens: int = 16, **fields: obj
 def blueprint(of: KernelSpec) -> Blueprint:
     data = json.loads(of.ir)
     return Blueprint(id=hashlib.sha256(of.ir.encode()).hexdigest(), name=data["name"], ir=of.ir)
-
-
-def made(shared: Path, of: KernelSpec, pipeline: Pipeline = "standard") -> Path:
-    """Return the folder of a compiled kernel; it is compiled once for all tests."""
-    name = hashlib.sha256(canonical_json([of.model_dump(mode="json"), pipeline])).hexdigest()[:16]
-    folder = shared / name
-    with FileLock(shared / "lock", timeout=600):
-        if not folder.exists():
-            part = shared / f"part-{name}"
-            part.mkdir()
-            (part / "request.json").write_text(to_json(CompilationRequest(spec=of, pipeline=pipeline)))
-            command = [sys.executable, "-m", "esper.tezzeret.compile", str(part), "--shelf", str(shared / "shelf")]
-            subprocess.run(command, check=True, capture_output=True, timeout=600)
-            part.rename(folder)
-    return folder
 
 
 def manifest_of(folder: Path) -> KernelManifest:

@@ -16,7 +16,8 @@ from esper.urabrask.limits import GAIN
 from esper.urabrask.report import verdict
 from esper.workers.limits import Limits, SandboxOutcome
 from esper.workers.sandbox import run_sandboxed
-from tests.urabrask.kernels import doctored, made, manifest_of, packed, spec
+from tests.kernels import built
+from tests.urabrask.kernels import doctored, manifest_of, packed, spec
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +37,7 @@ def tried(artifact: Path, folder: Path, limits: Limits = LIMITS) -> tuple[Findin
 
 @pytest.mark.parametrize("name", TRIED)
 def test_compiled_kernels_of_the_library_are_right(name: str, shared: Path, tmp_path: Path) -> None:
-    artifact = made(shared, spec(name))
+    artifact = built(shared, spec(name))
     found, _ = tried(artifact, tmp_path / "job")
     assert not found.failures
     measured = found.measured
@@ -52,7 +53,7 @@ def test_compiled_kernels_of_the_library_are_right(name: str, shared: Path, tmp_
 @pytest.mark.skipif(not SOAK, reason="ESPER_SOAK asks for it")
 @pytest.mark.parametrize("name", ALL)
 def test_compiled_kernels_in_bfloat16_are_right(name: str, shared: Path, tmp_path: Path) -> None:
-    found, _ = tried(made(shared, spec(name, dtype="bfloat16")), tmp_path / "job")
+    found, _ = tried(built(shared, spec(name, dtype="bfloat16")), tmp_path / "job")
     assert not found.failures
 
 
@@ -71,7 +72,7 @@ DOCTORED = [
 def test_a_doctored_kernel_is_rejected(
     bad: str, part: str, kept: int, check: str, words: str, rejection: Rejection, shared: Path, tmp_path: Path
 ) -> None:
-    artifact = doctored(made(shared, spec()), tmp_path / "artifact", bad, part, kept)
+    artifact = doctored(built(shared, spec()), tmp_path / "artifact", bad, part, kept)
     found, outcome = tried(artifact, tmp_path / "job")
     assert outcome.ok
     failure = next(failure for failure in found.failures if failure.check == check)
@@ -93,7 +94,7 @@ ENDED = [
 def test_a_kernel_that_ends_its_process_is_contained(
     bad: str, kept: int, check: str, words: str, shared: Path, tmp_path: Path
 ) -> None:
-    artifact = doctored(made(shared, spec()), tmp_path / "artifact", bad, "fw", kept)
+    artifact = doctored(built(shared, spec()), tmp_path / "artifact", bad, "fw", kept)
     limits = replace(LIMITS, cpu_s=15.0, resident_mb=700)
     began = time.monotonic()
     found, outcome = tried(artifact, tmp_path / "job", limits)
@@ -105,14 +106,14 @@ def test_a_kernel_that_ends_its_process_is_contained(
 
 
 def test_a_slow_kernel_is_rejected_with_the_numbers(shared: Path, tmp_path: Path) -> None:
-    artifact = doctored(made(shared, spec()), tmp_path / "artifact", "SLOW")
+    artifact = doctored(built(shared, spec()), tmp_path / "artifact", "SLOW")
     found, _ = tried(artifact, tmp_path / "job", LIMITS)
     judged = verdict(found, manifest_of(artifact).spec)
     assert judged.rejection is Rejection.TOO_SLOW and "ratio" in judged.detail
 
 
 def test_a_file_that_is_no_library_is_rejected(shared: Path, tmp_path: Path) -> None:
-    artifact = doctored(made(shared, spec()), tmp_path / "artifact", "SLOW")
+    artifact = doctored(built(shared, spec()), tmp_path / "artifact", "SLOW")
     (artifact / "fw.so").write_bytes(b"no library at all")
     found, _ = tried(artifact, tmp_path / "job")
     assert [failure.check for failure in found.failures] == ["load"]

@@ -255,7 +255,7 @@ def test_memory_that_is_kept_is_found(tmp_path: Path) -> None:
     hoard: list[Tensor] = []
 
     def keeps(child: Doctored, x: Tensor) -> Tensor:
-        hoard.append(torch.ones(2048))
+        hoard.append(torch.ones(2**15))
         return child.right(x)
 
     with trial(doctored(keeps), tmp_path) as given:

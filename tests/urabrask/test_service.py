@@ -23,8 +23,9 @@ from esper.urza.canonical import parse
 from esper.workers.contracts import Pool
 from esper.workers.in_process import InProcessPool
 from esper.workers.pool import ProcessPool
+from tests.kernels import built
 from tests.urabrask.findings import findings
-from tests.urabrask.kernels import blueprint, doctored, eager_kernel, made, packed, spec
+from tests.urabrask.kernels import blueprint, doctored, eager_kernel, packed, spec
 
 PATIENCE_S = 240.0
 SPEC = spec("BP-PROJ-LORA", d=8, tokens=4)
@@ -296,7 +297,7 @@ def test_the_payload_is_the_artifact(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_worker_processes_try_kernels(shared: Path, tmp_path: Path) -> None:
     """A real pool: a good kernel is judged by its numbers, one that crashes leaves the worker alive."""
-    crashing = doctored(made(shared, spec()), tmp_path / "artifact", "CRASH", "bw", 700)
+    crashing = doctored(built(shared, spec()), tmp_path / "artifact", "CRASH", "bw", 700)
     pool = ProcessPool("urabrask", "esper.urabrask.job", folder=tmp_path / "pool")
     with rig(tmp_path, pool=pool) as given:
         name = given.put(packed(crashing))
