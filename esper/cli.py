@@ -28,6 +28,7 @@ usage: esper COMMAND [options]
               hand one to the forge:          esper blueprints submit my.yaml
               ask which would serve a site:   esper blueprints ask --layout btd --width 64
   doctor      say where a model takes seeds:  esper doctor model.py:build [--input 2x3x32x32] [--json]
+              verify the kernel store:        esper doctor --store
   recipe      train what a run found anew:    esper recipe RUN [--out recipe.yaml]
   export      take a run's network home:      esper export RUN net.pt2|net.onnx|FOLDER [--no-merge]
   forge       compile for every run here:     esper forge [--listen HOST]
@@ -63,6 +64,10 @@ def _dispatch(args: list[str]) -> int:
         return int(command(rest[1:] if name == "blueprints" else rest))
     if name == "blueprints":
         return blueprints(rest)
+    if name == "doctor" and rest[:1] and rest[0].startswith("--store"):
+        from esper.forge.commands import check
+
+        return check(rest)
     if name == "doctor":
         from esper.doctor import doctor
 

@@ -237,6 +237,7 @@ class EsperCLI(LightningCLI):
         """Return the configuration as plain data that the same command takes again."""
         dumped = self.parser.dump(self.config, skip_none=False, skip_validation=True)
         config: dict[str, Any] = yaml.safe_load(dumped)[self.subcommand]
+        config["forge"]["before"] = self.forge.before
         return {key: value for key, value in config.items() if key not in _ONCE}
 
     def _train(self, model: LightningModule, given: dict[str, Any]) -> RunResult:

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from types import TracebackType
 from typing import Any, Final, Self, final
 
@@ -35,8 +36,10 @@ class Forge:
     Args:
         enabled: whether the run uses one; None: unless the environment says `ESPER_FORGE=off`.
         root: folder of store, keys, journals and log; kept from run to run.
-        adopt: which compiled kernels the run may use: `known`, those validated before it began, so that it can be
-            repeated bit for bit; `any`, whatever is validated when a graft needs it.
+        adopt: which compiled kernels the run may use: `known`, those validated before it began; `any`, whatever is
+            validated when a graft needs it.
+        before: when the run began, in seconds since the Unix epoch; None is now. A run writes it into its
+            configuration, so that its repetition is offered the same kernels and is the same, bit for bit.
         tezzeret: workers that compile.
         urabrask: workers that try kernels out.
         cpu_budget_s: processor time that compiling may take in a day, in seconds; None for no bound.
@@ -56,6 +59,7 @@ class Forge:
         enabled: bool | None = None,
         root: str = ".cache/forge",
         adopt: Adopt = "known",
+        before: float | None = None,
         tezzeret: int = 1,
         urabrask: int = 1,
         cpu_budget_s: float | None = 7200.0,
@@ -68,6 +72,7 @@ class Forge:
             raise ConfigError("forge: the numbers of workers are 0 or more, cache_mb is positive.")
         self.enabled = os.environ.get(SWITCH, "").lower() != "off" if enabled is None else enabled
         self.adopt, self.cache_mb = adopt, cache_mb
+        self.before = time.time() if before is None else before
         self.places = Places(root)
         self.options = {"tezzeret": tezzeret, "urabrask": urabrask, "cpu_budget_s": cpu_budget_s}
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,7 +83,7 @@ class Forge:
         if self.enabled and self._store is None:
             cache = KernelCache(int(self.cache_mb * 2**20))
             link = ForgeLink(self.connect, self.shelf, fingerprint, works=lambda: self.running() is not None)
-            self._store = ForgeStore(link, adopt=self.adopt, cache=cache, run_id=run_id)
+            self._store = ForgeStore(link, adopt=self.adopt, before=self.before, cache=cache, run_id=run_id)
         return self._store
 
     def connect(self) -> Bus:

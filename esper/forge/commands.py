@@ -101,6 +101,19 @@ def curate(args: Sequence[str]) -> int:
     return int(bool(done.findings))
 
 
+def check(args: Sequence[str]) -> int:
+    """Verify every signature, hash and ledger line of the store; nothing is repaired; 1 if something is wrong."""
+    parser = argparse.ArgumentParser(prog="esper doctor --store", description="Verify the store of kernels.")
+    parser.add_argument("--store", nargs="?", const=ROOT, default=ROOT, metavar="ROOT", help="folder of the forge")
+    with _store(parser.parse_args(args).store) as urza:
+        found = urza.check()
+        counts = f"{len(urza.kernels())} kernels, {len(urza.blueprints())} blueprints"
+    for finding in found:
+        print(finding)
+    print(f"{counts}: {len(found) or 'nothing'} wrong.")
+    return int(bool(found))
+
+
 def submit(args: Sequence[str]) -> int:
     """Hand a blueprint in, and wait for the verdict; 0 if it is VALIDATED."""
     parser = argparse.ArgumentParser(prog="esper blueprints submit", description="Hand a blueprint to the forge.")

@@ -27,8 +27,8 @@ from esper.leyline.events import KernelCharacterized
 _log = logging.getLogger(__name__)
 
 Adopt = Literal["known", "any"]
-"""Which compiled kernels a run may use: those that were validated before it began, so that it can be repeated bit for
-bit, or any that is validated when it is asked for."""
+"""Which compiled kernels a run may use: those that were validated before it began, so that it can be repeated, or any
+that is validated when it is asked for."""
 
 _TOLERANCE = 1e-3
 """Largest difference from the eager child in the warm-up, relative; Urabrask has measured far more closely."""
@@ -102,6 +102,7 @@ class ForgeStore(KernelStore):
     Args:
         forge: the way to the forge, which need not be there yet.
         adopt: which compiled kernels may be used.
+        before: when the run began, in seconds since the Unix epoch; None is now.
         eager: store of the eager kernels.
         cache: loaded kernels; None makes a cache of the default size.
         run_id: who asks.
@@ -113,6 +114,7 @@ class ForgeStore(KernelStore):
         forge: Forge,
         *,
         adopt: Adopt = "known",
+        before: float | None = None,
         eager: LibraryKernelStore | None = None,
         cache: KernelCache | None = None,
         run_id: str = "",
@@ -122,13 +124,12 @@ class ForgeStore(KernelStore):
         self.adopt, self.run_id, self.patience_s = adopt, run_id, patience_s
         self.eager = eager if eager is not None else LibraryKernelStore()
         self.cache = cache if cache is not None else KernelCache()
-        self.began = time.time()
+        self.began = time.time() if before is None else before
         self.refused: dict[str, str] = {}
         self._forge = forge
         self._outbox: deque[CompilationRequest | KernelFaulted] = deque()
         self._looked: dict[KernelRequest, threading.Event] = {}
         self._wanted: dict[str, _Wanted] = {}
-        self._compiled: dict[str, Kernel] = {}
         self._todo: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="esper-forge", daemon=True)
@@ -154,12 +155,12 @@ class ForgeStore(KernelStore):
 
     def evict(self, kernel_id: str) -> None:
         """Never offer this kernel again; the forge is told of a compiled one."""
-        if kernel_id in self._compiled:
+        if _is_eager(kernel_id):
+            self.eager.evict(kernel_id)
+        elif kernel_id not in self.refused:
             self._refuse(kernel_id, "it failed in this run")
             detail = self.refused[kernel_id]
             self._outbox.append(KernelFaulted(kernel_artifact_id=kernel_id, run_id=self.run_id, detail=detail))
-        else:
-            self.eager.evict(kernel_id)
 
     def portable(self) -> KernelStore:
         """Return the store of the eager kernels: ranks must not differ in theirs."""
@@ -167,7 +168,7 @@ class ForgeStore(KernelStore):
 
     def reclaim(self, kernel_id: str, child: nn.Module) -> nn.Module:
         """Return a rebuilt child on the compiled kernel that it had, where that can be had again."""
-        if not isinstance(child, Child) or isinstance(child, CompiledChild) or "-eager-" in kernel_id or not kernel_id:
+        if not isinstance(child, Child) or isinstance(child, CompiledChild) or _is_eager(kernel_id):
             return child
         answer: SimpleQueue[CompiledPair | str] = SimpleQueue()
         self._todo.put(lambda: answer.put(self._reload(kernel_id)))
@@ -246,7 +247,6 @@ class ForgeStore(KernelStore):
                 self._refuse(kernel_id, str(error))
                 _log.warning("kernel %s is not used: %s", kernel_id, error)
                 continue
-            self._compiled[kernel_id] = kernel
             self.cache.put(wanted.request, kernel)
             return
 
@@ -264,6 +264,10 @@ class ForgeStore(KernelStore):
     def _refuse(self, kernel_id: str, why: str) -> None:
         self.refused[kernel_id] = why
         self.cache.evict(kernel_id)
+
+
+def _is_eager(kernel_id: str) -> bool:
+    return not kernel_id or "-eager-" in kernel_id
 
 
 def spec_of(request: KernelRequest, eager: Kernel) -> KernelSpec:

@@ -26,6 +26,7 @@ class GraftLine:
         upper: upper bound of the gain.
         samples: paired samples of the measurement.
         price: gain that its parameters had to pay for.
+        kernel: what it ran on, `eager` or `compiled`; empty for none, or while its life goes on.
     """
 
     seed_id: str
@@ -41,6 +42,7 @@ class GraftLine:
     upper: float | None
     samples: int
     price: float
+    kernel: str = ""
 
     @property
     def kept(self) -> bool:
@@ -127,11 +129,16 @@ def _line(life: Life, price_per_kparam: float) -> GraftLine:
         upper=None,
         samples=0,
         price=price_per_kparam * params / 1000,
+        kernel=_kernel(report.kernel_artifact_id) if report else "",
     )
     found = report.counterfactual if report else None
     if found is None:
         return line
     return replace(line, gain=found.mean, lower=found.lower, upper=found.upper, samples=found.n)
+
+
+def _kernel(kernel_id: str) -> str:
+    return ("eager" if "-eager-" in kernel_id else "compiled") if kernel_id else ""
 
 
 def headline(chronicle: Chronicle, twin: Chronicle | None = None) -> str:

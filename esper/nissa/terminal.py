@@ -45,7 +45,8 @@ def growth_table(run: RunResult) -> Table:
 
 
 def _cells(line: GraftLine, scale: float) -> tuple[str | Text, ...]:
-    place = Text(line.blueprint, style="bold" if line.kept else "").append(f"\n{line.seed_id}", style="dim")
+    place = Text(line.blueprint, style="bold" if line.kept else "")
+    place.append(f"\n{line.seed_id}" + (", compiled" if line.kernel == "compiled" else ""), style="dim")
     outcome = Text(line.outcome, style=_STYLES.get(line.outcome, "")).append(f"\n{line.reason}", style="dim")
     return place, f"{line.params:,}", outcome, gain_text(line, scale)
 

@@ -215,4 +215,5 @@ def test_a_resumed_run_is_offered_the_kernels_of_its_beginning(
     resumed = world.open()
     resumed.restore(first.state())
     assert not is_compiled(resumed.poll(REQUEST))
+    assert not is_compiled(world.open(before=first.began).poll(REQUEST))
     assert is_compiled(world.open().poll(REQUEST))

@@ -1,0 +1,63 @@
+"""The terminal's commands around the forge's store."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from esper.cli import main
+from esper.forge.client import Forge
+from esper.karn.service import stated
+from esper.leyline.errors import StoreError
+from esper.oona.keys import CurveKeys, admitted
+from esper.urza.signing import KeyRing
+from esper.urza.store import Urza
+from tests.kernels import built, parcel, shared_folder, spec
+
+
+def test_without_a_store_each_says_so(tmp_path: Path) -> None:
+    for command in (["kernels", "--root"], ["curate", "--root"], ["doctor", "--store"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, str(tmp_path / "nothing")])
+        assert ended.value.code not in (0, None)
+
+
+def test_a_key_is_admitted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "forge", tmp_path / "lab2.key"
+    assert main(["keys", "lab2", "--out", str(out), "--root", str(root)]) == 0
+    told = capsys.readouterr().out
+    assert str(out) in told and "--server_key" in told
+    assert CurveKeys.load(out).public in admitted(root / "keys" / "admitted")
+
+
+@pytest.mark.slow
+def test_the_store_is_listed_checked_and_curated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from esper.blueprints import load_library
+
+    places = Forge(enabled=False, root=str(tmp_path / "forge")).places
+    with Urza(places.store, KeyRing(places.keys)) as urza:
+        urza.submit(stated(load_library()["BP-MLP-GELU"].ir))
+        kernel = urza.put(parcel(built(shared_folder(tmp_path_factory), spec())))
+        library = urza.folder(kernel.id) / "fw.so"
+    root = str(places.root)
+    assert main(["kernels", "--root", root, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["kernel"] == kernel.id and row["status"] == "PENDING_BENCHMARKING"
+    assert main(["kernels", "--root", root]) == 0
+    assert "BP-MLP-GELU@1.0.0" in capsys.readouterr().out
+    assert main(["doctor", "--store", root]) == 0
+    assert "nothing wrong" in capsys.readouterr().out
+    assert main(["curate", "--root", root]) == 0
+    library.chmod(0o600)
+    library.write_bytes(library.read_bytes()[:-1])
+    assert main(["doctor", "--store", root]) == 1
+    assert "1 wrong" in capsys.readouterr().out
+
+
+def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
+    from esper.forge.commands import _store
+
+    with pytest.raises(StoreError, match="holds no store"):
+        _store(str(tmp_path))
