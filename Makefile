@@ -46,7 +46,7 @@ demo: $(STAMP)
 	$(BIN)/python train.py +experiment=moe_distill
 
 test: $(STAMP) $(VISION)
-	$(BIN)/python -m pytest -q -n 2 $(CORE:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR)
+	$(BIN)/python -m pytest -q -n 2 --durations=25 $(CORE:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -59,8 +59,12 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/kasmina.py
 	$(BIN)/python benchmarks/attach.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/oona.py
+	$(BIN)/python benchmarks/urza.py
+	$(BIN)/python benchmarks/disruption.py --write benchmarks/results/disruption.md
 
 soak: $(STAMP)
+	ESPER_SOAK=50 $(BIN)/python -m pytest -q tests/oona tests/urza tests/workers tests/tezzeret tests/urabrask tests/distributed
 	$(BIN)/python benchmarks/kills.py --kills 50 --steps 90 --write benchmarks/results/kills.md
 	$(BIN)/python benchmarks/faults.py --write benchmarks/results/faults.md
 	$(BIN)/python benchmarks/growth.py --write benchmarks/results/growth.md

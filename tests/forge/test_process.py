@@ -20,7 +20,8 @@ from tests.kernels import SITE
 
 REQUEST = KernelRequest("BP-MLP-GELU", SITE)
 OWNER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that is started in the background ignores it
 from esper.forge.client import Forge
 with Forge(enabled=True, root=sys.argv[1], tezzeret=1, urabrask=0) as forge:
     store = forge.store("run")

@@ -19,10 +19,15 @@ def marked(value: str) -> list[psutil.Process]:
     return found
 
 
+def zombies() -> set[int]:
+    """Children of this process that ended and that nobody has heard out."""
+    return {child.pid for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE}
+
+
 @pytest.fixture
 def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Mark every process that the test starts; none may be left when it ends."""
-    value = uuid.uuid4().hex
+    value, before = uuid.uuid4().hex, zombies()
     monkeypatch.setenv(MARK, value)
     yield value
     until = time.monotonic() + 10.0
@@ -32,4 +37,4 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for process in left:
         process.kill()
     assert not described
-    assert not [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
+    assert not zombies() - before
