@@ -27,6 +27,12 @@ def test_every_adaptation_is_told(grown: RunResult) -> None:
     assert "out/[run]" in text
 
 
+def test_a_compiled_kernel_is_told(grown: RunResult) -> None:
+    assert "compiled" not in printed(grown)
+    lines = (replace(grown.grafts[0], kernel="compiled"), *grown.grafts[1:])
+    assert printed(replace(grown, grafts=lines)).count(f"{lines[0].seed_id}, compiled") == 1
+
+
 def test_the_twin_and_the_verdict_are_told(grown: RunResult) -> None:
     twin = replace(grown, grafts=(), added_params=0, report_loss=2.0)
     text = printed(grown, twin, width=400)
