@@ -25,6 +25,7 @@ from esper.urabrask.service import Urabrask
 from esper.urza.signing import KeyRing
 from esper.urza.store import Urza
 from esper.workers.foreman import PoolConfig
+from esper.workers.limits import KEYS
 from esper.workers.pool import ProcessPool
 
 _WAIT_S = 0.1
@@ -59,6 +60,7 @@ class Workshop:
         """Start broker, store and pools."""
         places.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.environ.setdefault(SHELF, str(places.shelf))
+        os.environ[KEYS] = str(places.keys)
         self.places, self._stack = places, ExitStack()
         try:
             self.broker = self._stack.enter_context(Broker(places.bus, self._address()))

@@ -8,7 +8,7 @@ from typing import Final
 from esper.leyline.artifacts import CompilationRequest, CompiledKernel
 from esper.leyline.codec import decode, encode, to_json
 from esper.leyline.errors import JobError, KernelError
-from esper.workers.limits import Ending, Limits, SandboxOutcome
+from esper.workers.limits import Ending, Limits, SandboxOutcome, keys
 
 ARTIFACT: Final = ("ir.json", "fw.so", "bw.so")
 """Files of a compiled artifact beside its manifest; the fast tier has the first only."""
@@ -54,7 +54,9 @@ def prepare(payload: bytes, folder: Path) -> list[str]:
 
 def limits(payload: bytes) -> Limits:
     """Return what the child may use."""
-    return Limits(cpu_s=CPU_S, wall_s=WALL_S, memory_mb=MEMORY_MB, files_mb=1024, writable=(str(shelf()),))
+    return Limits(
+        cpu_s=CPU_S, wall_s=WALL_S, memory_mb=MEMORY_MB, files_mb=1024, writable=(str(shelf()),), hidden=keys()
+    )
 
 
 def collect(folder: Path, outcome: SandboxOutcome) -> bytes:

@@ -17,7 +17,7 @@ from esper.urabrask.limits import CPU_S, LONGEST, MEMORY_MB, SMALL, WALL_FACTOR
 from esper.urabrask.trail import last_place
 from esper.urza.artifacts import check_name
 from esper.urza.canonical import parse
-from esper.workers.limits import Ending, Limits, SandboxOutcome
+from esper.workers.limits import Ending, Limits, SandboxOutcome, keys
 
 ARTIFACT: Final = "artifact"
 """Folder of the artifact within the job's folder."""
@@ -59,7 +59,9 @@ def limits(payload: bytes) -> Limits:
     """Return what the child may use, by the size of the kernel."""
     spec = parse(KernelManifest, decode(CompiledKernel, payload).manifest).spec
     times = min(LONGEST, max(1.0, spec.tokens * spec.d_in * spec.d_out / SMALL))
-    return Limits(cpu_s=CPU_S * times, wall_s=WALL_FACTOR * CPU_S * times, memory_mb=MEMORY_MB, files_mb=128)
+    return Limits(
+        cpu_s=CPU_S * times, wall_s=WALL_FACTOR * CPU_S * times, memory_mb=MEMORY_MB, files_mb=128, hidden=keys()
+    )
 
 
 def work(folder: Path) -> None:

@@ -3,9 +3,13 @@
 Only the standard library is used here: the sandbox's keeper starts without site packages.
 """
 
+import os
 from dataclasses import asdict, dataclass
 from enum import StrEnum, unique
-from typing import Any, Self
+from typing import Any, Final, Self
+
+KEYS: Final = "ESPER_KEYS"
+"""Environment variable of a worker: the folder of private keys, which its jobs must see empty."""
 
 
 @unique
@@ -98,3 +102,9 @@ class SandboxOutcome:
         """Return the outcome that `as_dict` wrote."""
         changed = {"ending": Ending(fields["ending"]), "missing": tuple(fields["missing"])}
         return cls(**{**fields, **changed})
+
+
+def keys() -> tuple[str, ...]:
+    """Return the folder of private keys that the pool's owner has named in its environment, for `Limits.hidden`."""
+    folder = os.environ.get(KEYS)
+    return (folder,) if folder else ()
