@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from esper.blueprints import SiteShape, load_library
+from esper.blueprints.dims import resolve_dims
 from esper.blueprints.hashing import canonical_json
 from esper.leyline.artifacts import CompilationRequest, CompiledKernel, KernelManifest, KernelSpec, Pipeline
 from esper.leyline.codec import to_json
@@ -18,9 +19,10 @@ SITE = SiteShape("btd", 32, 32, 16, "block")
 
 
 def spec(name: str = "BP-MLP-GELU", site: SiteShape = SITE) -> KernelSpec:
-    """The kernel of a blueprint of the library at a small site."""
-    text = canonical_json(load_library()[name].ir.model_dump(mode="json")).decode()
-    return KernelSpec(ir=text, layout=site.layout, d_in=site.d_in, d_out=site.d_out, tokens=site.tokens, kind=site.kind)
+    """The kernel of a blueprint of the library at a small site, its default sizes spelled out as a run's request is."""
+    ir = load_library()[name].ir
+    dims = {size: value for size, value in resolve_dims(ir, site, {}).items() if ir.dims[size].free}
+    return KernelSpec(ir=canonical_json(ir.model_dump(mode="json")).decode(), dims=dims, **site._asdict())
 
 
 def built(shared: Path, of: KernelSpec, pipeline: Pipeline = "standard") -> Path:

@@ -28,7 +28,7 @@ from esper.urza.signing import KeyRing
 from esper.urza.store import Urza
 from tests.kernels import SITE, compiled, parcel, spec
 
-REQUEST = KernelRequest("BP-MLP-GELU", SITE)
+REQUEST = KernelRequest("BP-MLP-GELU", SITE, dims=tuple(spec().dims.items()))
 CPU = torch.device("cpu")
 
 

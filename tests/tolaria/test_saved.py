@@ -102,9 +102,10 @@ def test_a_folder_of_the_first_format_loads(tmp_path: Path) -> None:
     expected = load_file(DATA / "format-1-model-outputs.safetensors")
     loaded = esper.load_model(DATA / "format-1-model", host=MLP(widths=(3, 5, 4, 2)))
     assert [seed.blueprint for seed in loaded.seeds if seed.blueprint] == ["BP-MLP-GELU", "BP-PROJ-LORA"]
-    assert torch.equal(loaded(expected["x"]), expected["y"])
+    # Another processor rounds products in another order.
+    torch.testing.assert_close(loaded(expected["x"]), expected["y"])
     again = esper.load_model(esper.save_model(loaded, tmp_path / "model"))
-    assert torch.equal(again(expected["x"]), expected["y"])
+    assert torch.equal(again(expected["x"]), loaded(expected["x"]))
     assert json.loads((tmp_path / "model" / "topology.json").read_text())["format"] == 2
 
 
