@@ -83,12 +83,30 @@ def build(
     plan = make_plan(ir, site, dims)
     if plan.params > MAX_PARAMS:
         raise BlueprintDoesNotFit(f"{ir.name} would have {plan.params} parameters; at most {MAX_PARAMS} are allowed.")
-    with _Unfilled():
-        child = Child(ir, site, plan, "cpu")
-    generator = torch.Generator().manual_seed(seed)
-    for step in plan.steps:
-        step.op.reset(child.get_submodule(step.id), generator)
-    return child.to(device, dtype).requires_grad_(ir.trainable)
+    return Unborn(ir, site, plan).born(seed, device, dtype)
+
+
+class Unborn:
+    """A child without its weights: to make the modules is what takes long.
+
+    Args:
+        ir: the blueprint.
+        site: the place.
+        plan: the blueprint at that place.
+    """
+
+    def __init__(self, ir: BlueprintIR, site: SiteShape, plan: Plan) -> None:
+        """Make the modules, in float32 whatever the default precision of the process is at the moment."""
+        self._plan = plan
+        with _Unfilled():
+            self._child = Child(ir, site, plan, "cpu").float()
+
+    def born(self, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Child:
+        """Fill in the weights of a seed and hand the child out; this can be done once."""
+        generator = torch.Generator().manual_seed(seed)
+        for step in self._plan.steps:
+            step.op.reset(self._child.get_submodule(step.id), generator)
+        return self._child.to(device, dtype).requires_grad_(self._child.ir.trainable)
 
 
 class _Unfilled(TorchFunctionMode):

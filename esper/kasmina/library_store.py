@@ -6,13 +6,15 @@ import math
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper.blueprints import BlueprintIR, Library, SiteShape, build, cost, load_library, why_not
+from esper.blueprints.build import Unborn
+from esper.blueprints.plan import make_plan
 from esper.kasmina.cache import KernelCache
 from esper.kasmina.kernels import Kernel, KernelRequest, KernelStore
 from esper.leyline.errors import KernelError
@@ -53,13 +55,21 @@ class LibraryKernelStore(KernelStore):
         self._under_way: dict[KernelRequest, Future[Kernel]] = {}
         self._failed: dict[KernelRequest, KernelError] = {}
         self._banned: set[str] = set()
+        self._nurseries: dict[KernelRequest, _Nursery] = {}
 
     def prefetch(self, request: KernelRequest) -> None:
-        """Queue the build unless it is ready, under way, or has failed."""
-        if not (request in self._under_way or request in self._failed or request in self.cache):
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-kernels")
-            self._under_way[request] = self._pool.submit(self._ingest, request)
+        """Queue the build unless it is under way or has failed; of a kernel that is ready, queue another child."""
+        if request in self._under_way or request in self._failed:
+            return
+        if request not in self.cache:
+            self._under_way[request] = self._background().submit(self._ingest, request)
+        elif (nursery := self._nurseries.get(request)) is not None and nursery.empty:
+            self._background().submit(nursery.prepare)
+
+    def _background(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-kernels")
+        return self._pool
 
     def poll(self, request: KernelRequest) -> Kernel | None:
         """Return the kernel; start it if nobody did, and wait for it for `patience_s` at most."""
@@ -126,10 +136,44 @@ class LibraryKernelStore(KernelStore):
             params=price.params,
             macs=price.macs,
             nbytes=4 * price.params,
-            make=lambda seed, device: build(ir, request.site, dims, seed=seed, device=device),
+            make=(nursery := _Nursery(ir, request.site, dims)),
         )
         _warm_up(kernel, request.site)
+        nursery.prepare()
+        self._nurseries[request] = nursery
         return kernel
+
+
+class _Nursery:
+    """Makes the children of one kernel; one is prepared, so that the training thread need only fill in its weights.
+
+    Args:
+        ir: the blueprint.
+        site: the place.
+        dims: chosen sizes.
+    """
+
+    def __init__(self, ir: BlueprintIR, site: SiteShape, dims: dict[str, int]) -> None:
+        """Prepare nothing yet."""
+        self.ir, self.site, self.dims = ir, site, dims
+        self._prepared: list[Unborn] = []
+
+    @property
+    def empty(self) -> bool:
+        """Whether no child is prepared."""
+        return not self._prepared
+
+    def prepare(self) -> None:
+        """Prepare a child if there is none."""
+        with _BUILDING:
+            if self.empty:
+                self._prepared.append(Unborn(self.ir, self.site, make_plan(self.ir, self.site, self.dims)))
+
+    def __call__(self, seed: int, device: torch.device) -> nn.Module:
+        """Return a child with the initial weights of a seed."""
+        with suppress(IndexError):
+            return self._prepared.pop().born(seed, device)
+        return build(self.ir, self.site, self.dims, seed=seed, device=device)
 
 
 def kernel_id(ir: BlueprintIR, site: SiteShape, dims: dict[str, int]) -> str:

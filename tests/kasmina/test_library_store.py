@@ -54,6 +54,31 @@ def test_nothing_is_built_in_the_callers_thread(store, monkeypatch):
     assert all(name.startswith("esper-kernels") for name in threads)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_child_that_lay_ready_is_like_any_other(store, precision):
+    request, device = KernelRequest("BP-CONV-CAUSAL", SITES["btd"]), torch.device("cpu")
+    make = wait(store, request).make
+    torch.set_default_dtype(precision)
+    try:
+        assert not make.empty
+        children = [make(7, device)]
+        assert make.empty
+        children.append(make(7, device))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    store.prefetch(request)
+    deadline = time.monotonic() + 30
+    while make.empty:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    children.append(make(7, device))
+    first, *others = [dict(child.named_parameters()) for child in children]
+    assert all(weight.dtype is torch.float32 and weight.requires_grad for weight in first.values())
+    for other in others:
+        assert all(torch.equal(other[name], weight) for name, weight in first.items())
+        assert all(other[name] is not weight for name, weight in first.items())
+
+
 def test_a_build_is_waited_for_with_patience_only(store, monkeypatch):
     gate, real = threading.Event(), library_store.build
     monkeypatch.setattr(library_store, "build", lambda *a, **k: gate.wait(30) and real(*a, **k))
