@@ -2,8 +2,8 @@
 
 The `bytelm` run, grafts included, once with a forge whose pools have no workers and once with pools that compile and
 try out the whole library all the while; the training process on one core, the pools on the other, in turns. Per arm:
-median, 99th percentile and longest step after the first 50, over all rounds; and the step after each germination as a
-ratio to the median of the 20 steps around it.
+median, 99th percentile and longest step after the first 50, over all rounds; the step after each germination as a ratio
+to the median of the 20 steps around it; and how many of the training thread's lookups of a kernel found one in memory.
 """
 
 import argparse
@@ -26,12 +26,14 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from esper.blueprints import load_library
+from esper.blueprints import STANDARD, load_library
 from esper.forge.client import Forge
 from esper.forge.link import REQUESTED
 from esper.karn.service import reference, stated
+from esper.kasmina.forge_store import ForgeStore
 from esper.leyline.artifacts import CompilationRequest
 from esper.leyline.errors import EsperError
+from esper.tamiyo.callback import Tamiyo
 
 STEPS, WARM_UP, AROUND = 1200, 50, 10
 SETTINGS = [
@@ -47,7 +49,7 @@ SETTINGS = [
 
 
 class StepTimes(Callback):
-    """Writes the wall-clock time of every training step, from the end of one to the end of the next.
+    """Writes the wall-clock time of every training step, and how the run's cache of kernels did.
 
     Args:
         file: JSON file to write.
@@ -67,15 +69,31 @@ class StepTimes(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write."""
-        self.file.write_text(json.dumps(self.times), encoding="utf-8")
+        tamiyo = next(c for c in trainer.callbacks if isinstance(c, Tamiyo))  # type: ignore[attr-defined]
+        assert tamiyo.controller is not None and isinstance(store := tamiyo.controller.store, ForgeStore)
+        compiled, eager = store.cache.counts(), store.eager.cache.counts()
+        # What has no compiled kernel is looked up among the eager ones next.
+        found = compiled.hits + eager.hits
+        told = {"times": self.times, "found": found, "lookups": found + eager.misses}
+        self.file.write_text(json.dumps(told), encoding="utf-8")
 
 
 class Run(NamedTuple):
-    """What one run showed: seconds per step, the steps at which seeds germinated or were planted, busy seconds."""
+    """What one run showed.
+
+    Args:
+        times: seconds per step.
+        moments: steps at which seeds germinated or were planted.
+        busy_s: processor time of the pools, in seconds.
+        found: lookups of a kernel that found it in memory.
+        lookups: all of them.
+    """
 
     times: list[float]
     moments: list[int]
     busy_s: float
+    found: int
+    lookups: int
 
     def ratios(self) -> list[float]:
         """Return the step after each moment as a ratio to the median of the steps around it."""
@@ -104,7 +122,8 @@ def run(folder: Path, *, workers: int) -> Run:
         raise SystemExit(f"the run ended with status {process.returncode}: {' '.join(command)}")
     events = [json.loads(line) for line in next(folder.rglob("events.jsonl")).read_text().splitlines()]
     moments = {e["step"] for e in events if e.get("target") in ("GERMINATED", "TRAINING", "GRAFTING")}
-    return Run(json.loads((folder / "times.json").read_text()), sorted(moments), busy)
+    told = json.loads((folder / "times.json").read_text())
+    return Run(told["times"], sorted(moments), busy, told["found"], told["lookups"])
 
 
 def attend(process: "subprocess.Popen[bytes]", forge: Forge, core: set[int], *, flood: bool) -> float:
@@ -128,11 +147,12 @@ def attend(process: "subprocess.Popen[bytes]", forge: Forge, core: set[int], *, 
 
 
 def ask_for_everything(forge: Forge) -> bool:
-    """Ask for a compiled kernel of every blueprint; tell whether the forge heard it."""
+    """Ask for a compiled kernel of every standard blueprint; tell whether the forge heard it."""
     try:
         with forge.connect() as bus:
-            for known in load_library():
-                bus.publish(CompilationRequest(spec=reference(stated(known.ir).ir), pipeline="standard"), REQUESTED)
+            for name in STANDARD:
+                text = stated(load_library()[name].ir).ir
+                bus.publish(CompilationRequest(spec=reference(text), pipeline="standard"), REQUESTED)
     except EsperError:
         return False
     return True
@@ -158,13 +178,15 @@ def main() -> None:
     numbers = {arm: row(arm, runs) for arm, runs in arms.items()}
     table = Table("pools", "steps", "median ms", "p99 ms", "longest ms", "pools' CPU-s", "grafts", box=MARKDOWN)
     table.add_column("step at a graft / its neighbours: median, most")
+    table.add_column("kernels found in memory")
     for arm, runs in arms.items():
         ratios = [ratio for each in runs for ratio in each.ratios()]
         told = f"{statistics.median(ratios):.2f}, {max(ratios):.2f}" if ratios else "none"
+        found = f"{sum(r.found for r in runs)} of {sum(r.lookups for r in runs)}"
         busy, steps = f"{sum(r.busy_s for r in runs):.0f}", str(sum(len(r.times) for r in runs))
-        table.add_row(arm, steps, *(f"{n:.1f}" for n in numbers[arm]), busy, str(len(ratios)), told)
+        table.add_row(arm, steps, *(f"{n:.1f}" for n in numbers[arm]), busy, str(len(ratios)), told, found)
     shares = (f"{b / i:.2f}" for i, b in zip(numbers["idle"], numbers["busy"], strict=True))
-    table.add_row("busy / idle", "", *shares, "", "", "")
+    table.add_row("busy / idle", "", *shares, "", "", "", "")
     console = Console(width=160, record=True)
     console.print(table)
     if given.write:

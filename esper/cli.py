@@ -1,13 +1,10 @@
 """The command line: `esper fit|validate|test|predict` over Lightning's own parser, and commands of our own."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from esper import __version__
-from esper.blueprints import Blueprint, load_library
 from esper.config import unknown_key
 from esper.console import plain_errors
 from esper.leyline.errors import ConfigError
@@ -24,7 +21,9 @@ usage: esper COMMAND [options]
   validate    measure the decision part:      esper validate --config run.yaml --ckpt_path last.ckpt
   test        measure the report part:        esper test --config run.yaml --ckpt_path last.ckpt
   predict     run a trained model
-  blueprints  list what may grow              [--json]
+  blueprints  list what may grow:             esper blueprints [list] [--layout btd] [--json]
+              show one, or compare two:       esper blueprints show NAME | diff NAME NAME
+              try one on a model:             esper blueprints dryrun NAME model.py:build [--site GLOB]
               hand one to the forge:          esper blueprints submit my.yaml
               ask which would serve a site:   esper blueprints ask --layout btd --width 64
   doctor      say where a model takes seeds:  esper doctor model.py:build [--input 2x3x32x32] [--json]
@@ -63,6 +62,8 @@ def _dispatch(args: list[str]) -> int:
         command = getattr(commands, rest[0] if name == "blueprints" else name)
         return int(command(rest[1:] if name == "blueprints" else rest))
     if name == "blueprints":
+        from esper.catalogue import blueprints
+
         return blueprints(rest)
     if name == "doctor" and rest[:1] and rest[0].startswith("--store"):
         from esper.forge.commands import check
@@ -83,25 +84,6 @@ def _dispatch(args: list[str]) -> int:
     from esper.run import EsperCLI
 
     EsperCLI(args)
-    return 0
-
-
-def blueprints(args: Sequence[str]) -> int:
-    """Print every blueprint of the library, as a table or as JSON.
-
-    Example:
-        >>> blueprints(["--json"])
-        [...BP-ATTN-STD...]
-        0
-    """
-    parser = argparse.ArgumentParser(prog="esper blueprints", description="List what may grow.")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    as_json = parser.parse_args(args).json
-    records = [_record(blueprint) for blueprint in load_library()]
-    if as_json:
-        print(json.dumps(records, indent=2))
-    else:
-        _print_table(records)
     return 0
 
 
@@ -133,39 +115,3 @@ def export(args: Sequence[str]) -> int:
     write(load_model(inside if inside.is_dir() else given.run), given.path, merge=not given.no_merge)
     print(given.path)
     return 0
-
-
-def _record(blueprint: Blueprint) -> dict[str, Any]:
-    ir, manifest = blueprint.ir, blueprint.manifest
-    return {
-        "name": ir.name,
-        "version": ir.version,
-        "id": ir.id,
-        "reads": [ir.reads, *ir.also_reads],
-        "layouts": list(ir.layouts),
-        "site_kinds": list(ir.site_kinds),
-        **manifest.model_dump(mode="json"),
-    }
-
-
-def _print_table(records: list[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD)
-    for title in ("blueprint", "reads", "layouts", "gain", "risk"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("what it is")
-    for record in records:
-        table.add_row(
-            record["name"],
-            record["reads"][0],
-            " ".join(record["layouts"]),
-            f"{record['benefit_prior'][0]:.2f}",
-            f"{record['risk_score']:.2f}",
-            record["summary"] + (" Merges into its host." if record["mergeable"] else ""),
-        )
-    console = Console()
-    console.print(table)
-    console.print("gain, risk: priors from 0 to 1, which field reports overrule.", style="dim")

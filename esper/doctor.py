@@ -168,7 +168,7 @@ def examine(patient: Patient, targets: Sequence[str] | None = None, seeds_per_la
     model = wrap(patient.model, targets=targets, seeds_per_layer=seeds_per_layer)
     probed = patient.batch is not None
     if probed:
-        _guarded(lambda: _probe(model, patient.batch), "the model does not run on this batch:")
+        probe(model, patient.batch)
     fits = _fitting(model) if probed else {}
     layers = [layer for layer in model.bank.all_layers() if layer.refusal is None]
     return {
@@ -182,19 +182,28 @@ def examine(patient: Patient, targets: Sequence[str] | None = None, seeds_per_la
     }
 
 
-def _probe(model: MorphableModel, batch: Any) -> None:
+def probe(model: MorphableModel, batch: Any) -> None:
+    """Show a wrapped model one batch, in training and in evaluation, and refuse the sites that cannot carry seeds.
+
+    Raises:
+        ConfigError: the model does not run on the batch.
+    """
+
     def run() -> Any:
         if isinstance(batch, Mapping):
             return model(**batch)
         return model(*batch) if isinstance(batch, tuple) else model(batch)
 
-    model.train()
-    losses = [t.float().square().mean() for t in _tensors(run()) if t.requires_grad]
-    if losses:
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        model.eval()
-        run()
+    def both() -> None:
+        model.train()
+        losses = [t.float().square().mean() for t in _tensors(run()) if t.requires_grad]
+        if losses:
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            model.eval()
+            run()
+
+    _guarded(both, "the model does not run on this batch:")
     for layer in model.bank.all_layers():
         if reason := layer.finish_probe():
             model.bank.refused[layer.path] = reason

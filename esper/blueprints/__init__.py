@@ -3,10 +3,12 @@
 from esper.blueprints.build import Child, build
 from esper.blueprints.cost import Cost, cost, fit_dims, why_not
 from esper.blueprints.ir import BlueprintIR, parse_ir
-from esper.blueprints.library import Blueprint, Library, load_library
+from esper.blueprints.library import STANDARD, Blueprint, Library, load_library
+from esper.blueprints.ops_monitor import readings
 from esper.blueprints.site import SiteShape
 
 __all__ = [
+    "STANDARD",
     "Blueprint",
     "BlueprintIR",
     "Child",
@@ -18,5 +20,6 @@ __all__ = [
     "fit_dims",
     "load_library",
     "parse_ir",
+    "readings",
     "why_not",
 ]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from esper.blueprints.capabilities import require_capabilities
 from esper.blueprints.ir import BlueprintIR
 from esper.blueprints.plan import Plan, make_plan
 from esper.blueprints.site import SiteShape
@@ -71,7 +72,8 @@ def build(
 
     Raises:
         BlueprintError: a size is unknown.
-        BlueprintDoesNotFit: the site cannot take the blueprint, or the child would be too large.
+        BlueprintDoesNotFit: the site cannot take the blueprint, the child would be too large, or this machine lacks
+            what it needs.
 
     Example:
         >>> from esper.blueprints.library import load_library
@@ -80,6 +82,7 @@ def build(
         >>> child(torch.ones(2, 6)).abs().sum().item()
         0.0
     """
+    require_capabilities(ir)
     plan = make_plan(ir, site, dims)
     if plan.params > MAX_PARAMS:
         raise BlueprintDoesNotFit(f"{ir.name} would have {plan.params} parameters; at most {MAX_PARAMS} are allowed.")

@@ -1,7 +1,7 @@
 """The checker of blueprints: one call tells whether a blueprint keeps every promise of its contract."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from math import isqrt
 from typing import Final, NamedTuple
@@ -9,9 +9,11 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from esper.blueprints.build import Child, build
+from esper.blueprints.capabilities import lacking
 from esper.blueprints.cost import cost
 from esper.blueprints.dims import width_read
 from esper.blueprints.hashing import canonical_json
@@ -20,6 +22,7 @@ from esper.blueprints.library import Blueprint
 from esper.blueprints.merge import merged_linear
 from esper.blueprints.plan import why_not
 from esper.blueprints.site import Layout, SiteShape
+from esper.leyline.errors import BlueprintDoesNotFit
 
 _TOKENS: Final[dict[Layout, int]] = {"btd": 6, "bd": 1, "bchw": 20}
 _WIDTHS: Final = ((8, 8), (12, 8), (5, 16))
@@ -28,9 +31,10 @@ _WIDTHS: Final = ((8, 8), (12, 8), (5, 16))
 def check_blueprint(blueprint: Blueprint, site: SiteShape | None = None) -> None:
     """Check that a blueprint keeps its contract.
 
-    It builds the same weights from the same seed, costs what it claims, does nothing at birth, learns, keeps
-    samples apart, can be copied and stored, and is causal and mergeable where it says so: for every placement
-    that it permits, in single precision, in bfloat16 and under autocast.
+    It builds the same weights from the same seed, costs what it claims, does nothing at birth, learns with all its
+    parameters, keeps samples apart, can be copied, stored and run again for its gradients, changes its state in
+    training alone, and is causal and mergeable where it says so: for every placement that it permits, in single
+    precision, in bfloat16 and under autocast. One that needs what this machine lacks must be refused.
 
     Args:
         blueprint: the blueprint.
@@ -45,6 +49,9 @@ def check_blueprint(blueprint: Blueprint, site: SiteShape | None = None) -> None
     """
     _check_hash(blueprint.ir)
     cases = list(_cases(blueprint, site))
+    if lacking(blueprint.ir):
+        _check_refusal(cases[0])
+        return
     misfits = {case: reason for case in cases if (reason := why_not(case.ir, case.site)) is not None}
     allowed = 0 if site else len(cases) - 1
     assert len(misfits) <= allowed, f"{blueprint.ir.full_name} does not fit: {'; '.join(misfits.values())}"
@@ -118,6 +125,7 @@ def _run_checks(case: _Case) -> None:
         _check_gradient,
         _check_learning,
         _check_copies,
+        _check_state,
         _check_samples_apart,
         _check_causality,
         _check_merge,
@@ -136,6 +144,16 @@ def _check_hash(ir: BlueprintIR) -> None:
     assert again.id == ir.id, f"{ir.full_name} changes its id when it is written as JSON and read back"
 
 
+def _check_refusal(case: _Case) -> None:
+    need = lacking(case.ir)[0]
+    try:
+        case.child()
+    except BlueprintDoesNotFit as error:
+        assert need in str(error), f"{case.ir.full_name}: the refusal does not name {need}: {error}"
+    else:
+        raise AssertionError(f"{case.ir.full_name} is built although {need} is not offered here")
+
+
 def _check_seed(case: _Case) -> None:
     before = torch.get_rng_state()
     first, second = case.child(), case.child()
@@ -147,10 +165,19 @@ def _check_cost(case: _Case) -> None:
     child, claimed = case.child(), cost(case.ir, case.site)
     params = sum(parameter.numel() for parameter in child.parameters())
     assert params == claimed.params, f"it has {params} parameters and claims {claimed.params}"
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False, custom_mapping=_counted_too()) as counter, sdpa_kernel(SDPBackend.MATH):
         child(case.features(1))
     counted = counter.get_total_flops() // 2
     assert counted == claimed.macs, f"it takes {counted} multiply-accumulates and claims {claimed.macs}"
+
+
+def _counted_too() -> dict[object, Callable[..., int]]:
+    """Return what torch's counter leaves out: the fused attention of processors."""
+
+    def flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+    return {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flops}
 
 
 def _check_birth(case: _Case) -> None:
@@ -174,7 +201,7 @@ def _check_gradient(case: _Case) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         child, x = case.child(dtype=dtype), case.features(3, dtype).requires_grad_()
         parameters = list(child.parameters())
-        loss = (child(x) * case.target(x.detach())).sum()
+        loss = (child(x) * case.target(x.detach()) + 0 * x.sum()).sum()
         gradients = torch.autograd.grad(loss, [*parameters, x] if case.ir.trainable else [x], materialize_grads=True)
         assert all(bool(g.isfinite().all()) for g in gradients), f"a {dtype} gradient is not finite"
         moving = any(bool(g.any()) for g in gradients[:-1])
@@ -186,13 +213,15 @@ def _check_learning(case: _Case) -> None:
         return
     child, x = case.child(), case.features(16)
     optimizer = torch.optim.Adam(child.parameters(), lr=0.02)
-    losses = []
+    losses, still = list[float](), dict(child.named_parameters())
     for _ in range(30):
         loss = nn.functional.mse_loss(case.effect(x, child(x)), case.target(x))
         losses.append(loss.item())
         optimizer.zero_grad()
         torch.autograd.backward(loss)
+        still = {name: p for name, p in still.items() if p.grad is None or not bool(p.grad.any())}
         optimizer.step()
+    assert not still, f"no gradient reaches {min(still)} in 30 steps"
     assert losses[-1] < 0.98 * losses[0], f"30 steps take a toy loss from {losses[0]:.4f} only to {losses[-1]:.4f}"
 
 
@@ -204,19 +233,36 @@ def _check_copies(case: _Case) -> None:
     assert torch.equal(deepcopy(child)(x), child(x)), "a deep copy computes something else"
 
 
+def _check_state(case: _Case) -> None:
+    child, again, x = case.grown(), case.grown(), case.features(4).requires_grad_()
+    once = _gradients(child, x, child(x))
+    twice = _gradients(again, x, checkpoint(again, x, use_reentrant=False))
+    assert all(map(torch.equal, once, twice)), "a pass that runs again for its gradients gives others"
+    _demand_equal_states(child, again, "a pass that runs again for its gradients changes the state twice")
+    child.eval()(x)
+    _demand_equal_states(child, again, "evaluation changes the state")
+
+
+def _gradients(child: Child, x: Tensor, result: Tensor) -> tuple[Tensor, ...]:
+    wanted = [x, *(p for p in child.parameters() if p.requires_grad)]
+    return torch.autograd.grad((result + 0 * x.sum()).square().sum(), wanted, materialize_grads=True)
+
+
 def _check_samples_apart(case: _Case) -> None:
     child, x = case.grown(), case.features(3)
-    torch.testing.assert_close(child(x)[:1], child(x[:1]), msg="a sample's result depends on the rest of its batch")
+    whole, alone = deepcopy(child)(x)[:1], child(x[:1])
+    torch.testing.assert_close(whole, alone, msg="a sample's result depends on the rest of its batch")
 
 
 def _check_causality(case: _Case) -> None:
     if not case.causal or case.site.layout != "btd":
         return
     child, x = case.grown(), case.features(2)
+    expected = deepcopy(child)(x)
     for token in range(1, min(case.site.tokens, 8)):
         changed = x.clone()
         changed[:, token:] += 1.0 + changed[:, token:] ** 2
-        leak = (child(changed) - child(x))[:, :token].abs().max().item()
+        leak = (deepcopy(child)(changed) - expected)[:, :token].abs().max().item()
         assert leak < 1e-5, f"changing tokens from {token} on changes earlier results by {leak}"
 
 

@@ -139,6 +139,11 @@ class BlueprintIR(BaseModel):
         """Name and version, e.g. `BP-MLP-GELU@1.0.0`."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """What the machine must offer, from `esper.blueprints.capabilities`."""
+        return tuple(sorted({need for node in self.nodes for need in OPS[node.op].REQUIRES}))
+
     def __hash__(self) -> int:
         """Hash by content."""
         return hash(self.id)

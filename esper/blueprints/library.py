@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,20 @@ from esper.leyline.errors import BlueprintError
 
 BUILT_IN: Final = Path(__file__).with_name("library")
 """Folder of the blueprints that come with Esper."""
+
+STANDARD: Final = (
+    "BP-ATTN-STD",
+    "BP-CONV-CAUSAL",
+    "BP-CONV-RES",
+    "BP-EXPERT-MLP",
+    "BP-MLP-GELU",
+    "BP-MLP-SWIGLU",
+    "BP-NORM-RMS",
+    "BP-PROJ-IA3",
+    "BP-PROJ-LORA",
+    "BP-WIDEN",
+)
+"""The blueprints that may grow where no menu is given: one of each general kind."""
 
 MAX_BYTES: Final = 1 << 16
 """Largest blueprint file that is read."""
@@ -40,6 +55,9 @@ class Blueprint:
         """Check that the graph and the manifest agree."""
         if self.ir.mergeable != self.manifest.mergeable:
             raise BlueprintError(f"{self.ir.name}: ir and manifest disagree about mergeable; make them equal.")
+        if set(self.ir.requires) != set(self.manifest.requires_capability):
+            needs = ", ".join(self.ir.requires) or "nothing"
+            raise BlueprintError(f"{self.ir.name}: requires_capability must name what its operations need: {needs}.")
 
     def cost_vector(self, site: SiteShape, dims: Mapping[str, int] | None = None) -> tuple[int, int, float]:
         """Return parameters, forward FLOPs of one sample and expected latency in ms at this shape.
@@ -108,8 +126,14 @@ def load_library(extra_dirs: Iterable[str | Path] = ()) -> Library:
     Raises:
         BlueprintError: a folder is missing, a file is malformed, or a name occurs twice.
     """
-    folders = [BUILT_IN, *map(Path, extra_dirs)]
-    return Library([read_blueprint(path) for folder in folders for path in _files(folder)])
+    extra = [read_blueprint(path) for folder in map(Path, extra_dirs) for path in _files(folder)]
+    return Library([*_built_in(), *extra])
+
+
+@cache
+def _built_in() -> tuple[Blueprint, ...]:
+    """Read the files that come with Esper, once in a process."""
+    return tuple(read_blueprint(path) for path in _files(BUILT_IN))
 
 
 def read_blueprint(path: Path) -> Blueprint:

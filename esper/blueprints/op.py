@@ -60,6 +60,12 @@ class Op(BaseModel):
     """Whether the operation learns."""
     MIXES_TOKENS: ClassVar[bool] = False
     """Whether a token's result depends on other tokens."""
+    REQUIRES: ClassVar[tuple[str, ...]] = ()
+    """What the machine must offer, from `esper.blueprints.capabilities`."""
+    SILENT: ClassVar[bool] = False
+    """Whether the result is zero, whatever is read."""
+    IDENTITY: ClassVar[bool] = False
+    """Whether the result equals the input and only its gradient differs."""
 
     def infer(self, inputs: Sequence[Value]) -> Value:
         """Return the shape of the result; by default that of the first input.
@@ -79,6 +85,10 @@ class Op(BaseModel):
 
     def macs(self, inputs: Sequence[Value]) -> int:
         """Return the multiply-accumulates of matrix products and convolutions for one sample."""
+        return 0
+
+    def scratch(self, inputs: Sequence[Value]) -> int:
+        """Return how many numbers are made on the way to the result of one sample, e.g. attention scores."""
         return 0
 
     def reset(self, module: nn.Module, generator: torch.Generator) -> None:
@@ -145,7 +155,7 @@ def explain(error: ValidationError) -> str:
 
 
 def same_width(inputs: Sequence[Value]) -> Value:
-    """Return the common shape of several inputs; a width of one is stretched over the others.
+    """Return the common shape of several inputs; one feature, or one position, is stretched over the others.
 
     Raises:
         BlueprintDoesNotFit: two inputs differ in width.
@@ -154,4 +164,4 @@ def same_width(inputs: Sequence[Value]) -> Value:
     for value in inputs:
         if value.width not in (1, widest.width):
             raise BlueprintDoesNotFit(f"its inputs are {[v.width for v in inputs]} features wide; make them equal.")
-    return widest
+    return widest._replace(tokens=max(value.tokens for value in inputs))

@@ -18,11 +18,12 @@ from esper.leyline.errors import BlueprintDoesNotFit
 
 
 class CausalConv(Op):
-    """Convolution over tokens that sees the present token and the `kernel - 1` before it.
+    """Convolution over tokens that sees the present token and `kernel - 1` before it.
 
     Args:
         out: features of the result.
         kernel: tokens seen, 1 to 64; default 4.
+        dilation: distance between the tokens seen, 1 to 64; default 1.
         groups: groups of features that are mixed apart; the input's width makes it depthwise; default 1.
         bias: whether to add a bias.
         init: how weights start.
@@ -33,6 +34,7 @@ class CausalConv(Op):
     PARAMETRIC: ClassVar[bool] = True
     out: Size
     kernel: int = Field(default=4, ge=1, le=64)
+    dilation: int = Field(default=1, ge=1, le=64)
     groups: Size = 1
     bias: bool = True
     init: Start = "default"
@@ -44,7 +46,7 @@ class CausalConv(Op):
 
     def build(self, inputs: Sequence[Value], device: str) -> nn.Module:
         """Return a `CausalConv1d`."""
-        return CausalConv1d(inputs[0].width, self.out, self.kernel, self.groups, self.bias, device)
+        return CausalConv1d(inputs[0].width, self.out, self.kernel, self.groups, self.bias, device, self.dilation)
 
     def params(self, inputs: Sequence[Value]) -> int:
         """Return `kernel * in * out / groups`, plus `out` for the bias."""
@@ -65,6 +67,7 @@ class Conv2d(Op):
     Args:
         out: channels of the result.
         kernel: side of the square kernel, odd; default 1.
+        dilation: distance between the pixels seen, 1 to 8; default 1.
         groups: groups of channels that are mixed apart; the input's width makes it depthwise; default 1.
         bias: whether to add a bias.
         init: how weights start.
@@ -74,6 +77,7 @@ class Conv2d(Op):
     PARAMETRIC: ClassVar[bool] = True
     out: Size
     kernel: Literal[1, 3, 5, 7] = 1
+    dilation: int = Field(default=1, ge=1, le=8)
     groups: Size = 1
     bias: bool = True
     init: Start = "default"
@@ -85,9 +89,8 @@ class Conv2d(Op):
 
     def build(self, inputs: Sequence[Value], device: str) -> nn.Module:
         """Return a `torch.nn.Conv2d` padded to keep the image size."""
-        padding, groups = self.kernel // 2, self.groups
-        width = inputs[0].width
-        return nn.Conv2d(width, self.out, self.kernel, padding=padding, groups=groups, bias=self.bias, device=device)
+        shape = (inputs[0].width, self.out, self.kernel, 1, self.kernel // 2 * self.dilation, self.dilation)
+        return nn.Conv2d(*shape, groups=self.groups, bias=self.bias, device=device)
 
     def params(self, inputs: Sequence[Value]) -> int:
         """Return `kernel^2 * in * out / groups`, plus `out` for the bias."""
@@ -134,6 +137,10 @@ class Attention(Op):
         """Return `2 * T^2 * a`: the scores and the sums, without credit for the masked half."""
         return 2 * inputs[0].tokens ** 2 * (inputs[0].width // 3)
 
+    def scratch(self, inputs: Sequence[Value]) -> int:
+        """Return `heads * T^2`, the scores."""
+        return self.heads * inputs[0].tokens ** 2
+
 
 def _check_groups(width: int, out: int, groups: int) -> None:
     if width % groups or out % groups:
@@ -150,16 +157,19 @@ class CausalConv1d(nn.Module):
         groups: groups of features.
         bias: whether to add a bias.
         device: where the weights live.
+        dilation: distance between the tokens seen.
 
     Shapes:
         x: (B, T, width); result (B, T, out).
     """
 
-    def __init__(self, width: int, out: int, kernel: int, groups: int, bias: bool, device: str) -> None:
+    def __init__(
+        self, width: int, out: int, kernel: int, groups: int, bias: bool, device: str, dilation: int = 1
+    ) -> None:
         """Hold the convolution, not yet initialised."""
         super().__init__()
-        self.conv = nn.Conv1d(width, out, kernel, groups=groups, bias=bias, device=device)
-        self.pad = kernel - 1
+        self.conv = nn.Conv1d(width, out, kernel, dilation=dilation, groups=groups, bias=bias, device=device)
+        self.pad = (kernel - 1) * dilation
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolved tokens."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from esper.blueprints.capabilities import require_capabilities
 from esper.blueprints.dims import resolve_dims, site_symbols
 from esper.blueprints.graph import INPUT, Node, in_order
 from esper.blueprints.ir import BlueprintIR
@@ -80,8 +81,9 @@ def make_plan(ir: BlueprintIR, site: SiteShape, dims: Mapping[str, int] | None =
 
 
 def why_not(ir: BlueprintIR, site: SiteShape) -> str | None:
-    """Return why a blueprint does not fit a site with its default sizes, or None where it does."""
+    """Return why a blueprint cannot grow at a site with its default sizes, or None where it can."""
     try:
+        require_capabilities(ir)
         make_plan(ir, site)
     except BlueprintError as error:
         return str(error)
@@ -113,3 +115,5 @@ def _check_result(ir: BlueprintIR, result: Value, site: SiteShape) -> None:
         raise BlueprintDoesNotFit(
             f"{ir.name} returns {result.width} features from {ir.output!r}; the site writes {site.d_out}."
         )
+    if result.tokens != site.tokens:
+        raise BlueprintDoesNotFit(f"{ir.name} returns {result.tokens} positions; the site writes {site.tokens}.")

@@ -1,6 +1,7 @@
 """The interpreter: weights from the seed alone, plain modules, right numbers."""
 
 import math
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -11,27 +12,32 @@ from torch import nn
 
 from esper.blueprints.build import build
 from esper.blueprints.ir import parse_ir
-from esper.blueprints.library import load_library
+from esper.blueprints.library import STANDARD
 from esper.blueprints.site import SiteShape
 from esper.leyline.errors import BlueprintDoesNotFit, BlueprintError
+from tests.blueprints.growing import HERE, LIBRARY, features, grown, site_of
 
-LIBRARY = load_library()
 TOKENS = SiteShape("btd", 8, 8, 6)
-
-
-def site_of(ir):
-    return SiteShape("bchw", 8, 8, 20) if ir.layouts == ("bchw",) else TOKENS
-
-
-def features(ir):
-    return torch.randn((2, 8, 4, 5) if ir.layouts == ("bchw",) else (2, 6, 8))
+SOAK = int(os.environ.get("ESPER_SOAK", "0"))
+COMPILED = (
+    *STANDARD,
+    "BP-ATTN-LINEAR",
+    "BP-ATTN-LOCAL",
+    "BP-CLAMP-GRAD-NORM",
+    "BP-KV-CACHE-8BIT",
+    "BP-LOAD-BAL-EMA",
+    "BP-MON-ACT-STATS",
+    "BP-RNN-MINGRU",
+    "BP-ROUTER-MOE-AUXLOSS",
+)
+"""Blueprints with operations that a compiler might trip over."""
 
 
 def same(one, two):
     return all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", LIBRARY.names())
+@pytest.mark.parametrize("name", HERE)
 def test_weights_depend_on_the_seed_alone(name):
     ir = LIBRARY[name].ir
     torch.manual_seed(1)
@@ -45,24 +51,21 @@ def test_weights_depend_on_the_seed_alone(name):
     assert same(first, build(ir, site_of(ir), seed=4)) != random
 
 
-@pytest.mark.parametrize("name", LIBRARY.names())
+@pytest.mark.parametrize("name", HERE)
 def test_a_child_survives_pickle_and_deep_copy(name):
-    ir = LIBRARY[name].ir
-    child, x = build(ir, site_of(ir), seed=0), features(ir)
-    nn.init.normal_(next(reversed(list(child.parameters()))))
-    assert torch.equal(pickle.loads(pickle.dumps(child))(x), child(x))
+    child, x = grown(name), features(LIBRARY[name].ir)
+    assert torch.equal(pickle.loads(pickle.dumps(child))(x), deepcopy(child)(x))
     assert torch.equal(deepcopy(child)(x), child(x))
 
 
-@pytest.mark.parametrize("name", LIBRARY.names())
+@pytest.mark.parametrize("name", HERE if SOAK else COMPILED)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_child_compiles_to_one_graph(name):
-    ir = LIBRARY[name].ir
-    child, x = build(ir, site_of(ir), seed=0), features(ir)
-    nn.init.normal_(next(reversed(list(child.parameters()))))
+    child, x = grown(name), features(LIBRARY[name].ir)
     torch._dynamo.reset()
     compiled = torch.compile(child, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(x), child(x))
+    expected = deepcopy(child)(x)
+    torch.testing.assert_close(compiled(x), expected, rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -8,11 +8,10 @@ from esper.blueprints.build import build
 from esper.blueprints.cost import Cost, cost, fit_dims, why_not
 from esper.blueprints.dims import dim_range
 from esper.blueprints.ir import parse_ir
-from esper.blueprints.library import load_library
 from esper.blueprints.site import SITE_KINDS, SiteShape
 from esper.leyline.errors import BlueprintDoesNotFit
+from tests.blueprints.growing import HERE, LIBRARY
 
-LIBRARY = load_library()
 SITES = st.builds(
     SiteShape,
     st.sampled_from(["btd", "bd", "bchw"]),
@@ -27,8 +26,8 @@ def dims_of(ir, site, dims, name, steps):
     return dims | {name: dims[name] + steps * dim_range(ir, site, name).step}
 
 
-@settings(deadline=None, max_examples=150)
-@given(st.sampled_from(LIBRARY.names()), st.booleans(), SITES, st.integers(0, 20_000))
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(HERE), st.booleans(), SITES, st.integers(0, 20_000))
 def test_fitted_sizes_fit_and_the_next_would_not(name, other, site, budget):
     ir = LIBRARY[name].ir
     ir = ir.reading(ir.also_reads[0]) if other and ir.also_reads else ir
@@ -49,8 +48,8 @@ def test_fitted_sizes_fit_and_the_next_would_not(name, other, site, budget):
             assert cost(ir, site, dims_of(ir, site, dims, size, 1)).params > budget
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.sampled_from(LIBRARY.names()), SITES)
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(HERE), SITES)
 def test_the_parameters_claimed_are_those_built(name, site):
     ir = LIBRARY[name].ir
     if why_not(ir, site) is None:
