@@ -13,12 +13,12 @@ import psutil
 
 from esper.forge.link import ForgeLink, Places
 from esper.kasmina.cache import KernelCache
+from esper.kasmina.fingerprint import fingerprint
 from esper.kasmina.forge_store import Adopt, ForgeStore
 from esper.leyline.errors import BusError, ConfigError
 from esper.leyline.ids import new_id
 from esper.oona.client import ZmqBus
 from esper.oona.contracts import Bus
-from esper.tezzeret.toolchain import fingerprint
 from esper.urza.signing import KeyRing
 from esper.urza.store import Urza
 
@@ -26,6 +26,7 @@ SWITCH: Final = "ESPER_FORGE"
 """Environment variable: `off` keeps every run without a forge unless its configuration asks for one."""
 
 _FAREWELL_S: Final = 10.0
+_AGAIN_S: Final = 15.0
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +77,7 @@ class Forge:
         self.places = Places(root)
         self.options = {"tezzeret": tezzeret, "urabrask": urabrask, "cpu_budget_s": cpu_budget_s}
         self._process: subprocess.Popen[bytes] | None = None
+        self._next_start = 0.0
         self._store: ForgeStore | None = None
 
     def store(self, run_id: str) -> ForgeStore | None:
@@ -94,7 +96,9 @@ class Forge:
         """
         card = self.running()
         if card is None:
-            if self._process is None or self._process.poll() is not None:
+            # One that ends as soon as it is started would otherwise take a core from the run.
+            if (self._process is None or self._process.poll() is not None) and time.monotonic() >= self._next_start:
+                self._next_start = time.monotonic() + _AGAIN_S
                 self._process = self._spawn()
             raise BusError(f"The forge is starting; if it never does, {self.places.log} tells why.")
         return ZmqBus(card["address"], sender=f"run-{os.getpid()}-{new_id()[:8]}")

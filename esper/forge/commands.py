@@ -227,6 +227,7 @@ def _row(urza: Urza, kernel: CompiledKernelArtifact) -> dict[str, Any]:
         "step_to_eager": report.baseline_comparison.get("step") if report else None,
         "risk": report.risk_score if report else None,
         "tags": list(report.generated_tags) if report else [],
+        "grafts": urza.outcomes(kernel.id).model_dump(exclude={"schema_version"}),
         "reason": urza.reason(kernel.id),
     }
 
@@ -235,7 +236,8 @@ def _table(urza: Urza) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for title in ("kernel", "blueprint", "tier", "status", "compiled in", "step / eager", "risk"):
         table.add_column(title, no_wrap=True)
-    table.add_column("tags, or why not")
+    for title in ("grafted", "tags, or why not"):
+        table.add_column(title)
     for kernel in urza.kernels():
         row = _row(urza, kernel)
         ratio, spent = row["step_to_eager"], row["compile_cpu_s"]
@@ -247,6 +249,7 @@ def _table(urza: Urza) -> Table:
             f"{spent:.0f} CPU-s" if spent is not None else "",
             f"{ratio:.2f}" if ratio is not None else "",
             f"{row['risk']:.2f}" if row["risk"] is not None else "",
+            str(urza.outcomes(kernel.id)),
             row["reason"] or " ".join(row["tags"]),
         )
     return table

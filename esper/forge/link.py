@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
 
 from esper.leyline.artifacts import CompilationRequest, KernelFaulted, KernelSpec
 from esper.leyline.base import Message
-from esper.leyline.envelope import COMPILATION, VALIDATION
+from esper.leyline.envelope import COMPILATION, INNOVATION_FIELD_REPORTS, VALIDATION, Priority
 from esper.leyline.errors import BusError, StoreError
 from esper.leyline.ids import new_id
+from esper.leyline.reports import FieldReport
 from esper.oona.contracts import Bus, Subscription
 from esper.urza.door import VerifiedKernel
 from esper.urza.store import Urza
@@ -20,8 +22,12 @@ REQUESTED = f"{COMPILATION}.requested"
 FAULTED = f"{VALIDATION}.faulted"
 """Topic of kernels that failed in a run."""
 
-
 _LOOK_S: Final = 2.0
+_WHERE: Final = {
+    CompilationRequest: (REQUESTED, Priority.NORMAL),
+    KernelFaulted: (FAULTED, Priority.NORMAL),
+    FieldReport: (INNOVATION_FIELD_REPORTS, Priority.LOW),
+}
 
 
 @final
@@ -52,16 +58,20 @@ class ForgeLink:
         self._verdicts: Subscription | None = None
         self._urza: Urza | None = None
 
-    def send(self, message: CompilationRequest | KernelFaulted) -> None:
-        """Ask for a kernel, or report one that failed; everything that follows from it bears one trace id."""
+    def send(self, message: CompilationRequest | KernelFaulted | FieldReport) -> None:
+        """Ask, or tell of a kernel or a graft; everything that follows from it bears one trace id."""
         self._listen()
         assert self._bus is not None
-        topic = REQUESTED if isinstance(message, CompilationRequest) else FAULTED
+        topic, priority = _WHERE[type(message)]
         try:
-            self._bus.publish(message, topic, trace_id=new_id())
+            self._bus.publish(message, topic, priority=priority, trace_id=new_id())
         except BusError:
             self._hang_up()
             raise
+
+    def works(self) -> bool:
+        """Return whether the forge works at this moment."""
+        return self._works()
 
     def hear(self, timeout_s: float) -> Message | None:
         """Return the next verdict, or None."""
@@ -91,7 +101,8 @@ class ForgeLink:
         if urza is None:
             raise StoreError(f"There is no store to take {kernel_id} from.")
         found = urza.verified(kernel_id, self._fingerprint())
-        urza.used(kernel_id)
+        with suppress(StoreError):  # a full disk does not make a kernel worse
+            urza.used(kernel_id)
         return found
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self, final
 
 from esper.blueprints import load_library
+from esper.forge.field import ReportKeeper
 from esper.forge.link import Places
 from esper.karn.service import Karn
 from esper.leyline.base import Message
@@ -24,11 +25,12 @@ from esper.tezzeret.service import Tezzeret
 from esper.urabrask.service import Urabrask
 from esper.urza.signing import KeyRing
 from esper.urza.store import Urza
+from esper.workers.contracts import Event
 from esper.workers.foreman import PoolConfig
 from esper.workers.limits import KEYS
 from esper.workers.pool import ProcessPool
 
-_WAIT_S = 0.1
+_WAIT_S = 0.075
 _LONGEST_SOCKET = 90
 _log = logging.getLogger(__name__)
 
@@ -87,12 +89,14 @@ class Workshop:
         karn = Karn(self.bus, self.urza, load_library())
         tezzeret = Tezzeret(self.bus, self.urza, self.pools["tezzeret"])
         urabrask = Urabrask(self.bus, self.urza, self.pools["urabrask"])
-        for service in (karn, tezzeret, urabrask):
+        keeper = ReportKeeper(self.bus, self.urza)
+        for service in (karn, tezzeret, urabrask, keeper):
             self._stack.callback(service.close)
         self._steps: dict[str, Callable[[float], bool]] = {
             "karn": karn.step,
             "tezzeret": tezzeret.step,
             "urabrask": urabrask.step,
+            "field reports": keeper.step,
         }
         karn.open()
 
@@ -106,7 +110,7 @@ class Workshop:
             listen=f"tcp://{listen}:*" if listen and ":" not in listen else (f"tcp://{listen}" if listen else None),
             keys=keys,
             config=config,
-            on_event=lambda event: self._publish(event),
+            on_event=self._tell,
         )
         return self._stack.enter_context(pool)
 
@@ -127,6 +131,11 @@ class Workshop:
     def close(self) -> None:
         """End the pools, the bus and the store; what is under way waits in the journals."""
         self._stack.close()
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, SecurityAlert):
+            _log.warning("%s, %s: %s", event.source, event.subject, event.detail)
+        self._publish(event)
 
     def _alert(self, alert: SecurityAlert) -> None:
         self._publish(alert, Priority.EMERGENCY)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from esper.blueprints import Blueprint, SiteShape, cost, why_not
+from esper.blueprints.capabilities import lacking
 from esper.blueprints.cost import fit_dims
 from esper.leyline.artifacts import BlueprintAnswer, BlueprintRequest
 from esper.leyline.errors import BlueprintDoesNotFit
@@ -47,6 +48,8 @@ def _serves(request: BlueprintRequest, blueprint: Blueprint) -> bool:
         return False
     if TIERS.index(blueprint.manifest.tier) > TIERS.index(request.tier):
         return False
+    if lacking(ir) or not any(blueprint.manifest.benefit_prior):
+        return False  # It cannot grow here, or it only watches.
     site = _site(request, blueprint)
     return site is None or _affordable(request, blueprint, site)
 

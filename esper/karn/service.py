@@ -5,11 +5,11 @@ import logging
 from collections.abc import Iterator
 from typing import Final, final
 
-from esper.blueprints import BlueprintIR, Library, SiteShape, parse_ir, why_not
+from esper.blueprints import STANDARD, BlueprintIR, Library, SiteShape, parse_ir, why_not
 from esper.blueprints.hashing import canonical_json
 from esper.karn.choice import choose
 from esper.leyline.artifacts import BlueprintAnswer, BlueprintRequest, CompilationRequest, KernelSpec
-from esper.leyline.envelope import COMPILATION, event_topic
+from esper.leyline.envelope import COMPILATION, Priority, event_topic
 from esper.leyline.errors import BlueprintError, ContractError, StoreError, TrustError
 from esper.leyline.events import BlueprintSubmitted
 from esper.leyline.kernels import ArtifactStatus, Blueprint
@@ -29,6 +29,7 @@ ANSWERED: Final = f"{ROOT}.answered"
 
 _GROUP: Final = "karn"
 _WIDTH: Final = 64
+_REFUSALS: Final = (BlueprintError, StoreError, TrustError, ContractError)
 _TOKENS: Final = {"bd": 1, "btd": 128, "bchw": 128}
 _log = logging.getLogger(__name__)
 
@@ -49,15 +50,28 @@ class Karn:
         self._letters = bus.subscribe(SUBMITTED, ASKED, group=_GROUP)
 
     def open(self) -> int:
-        """Submit the library; return how many of its blueprints were new to the store."""
-        fresh = [known for known in self.library if self._is_new(known.ir)]
-        for known in fresh:
-            self._take_in(stated(known.ir), submitter=_GROUP, trace_id="")
+        """Submit the standard blueprints; return how many of them were new to the store.
+
+        They are checked when nothing else is to be done: no run waits for the check of a blueprint of ours. The rest
+        of the library comes in when a run wants its kernels.
+        """
+        known = {blueprint.id for blueprint in self.urza.blueprints()}
+        standard = [blueprint.ir for blueprint in self.library if blueprint.ir.name in STANDARD]
+        fresh = [ir for ir in standard if ir.id not in known]
+        for ir in fresh:
+            try:
+                self._take_in(stated(ir), _GROUP, trace_id="", priority=Priority.LOW)
+            except _REFUSALS as error:
+                _log.warning("%s of the library is not taken in: %s", ir.name, error)
         return len(fresh)
 
     def step(self, timeout_s: float) -> bool:
         """Answer one letter; tell whether there was one."""
-        delivery = self._letters.receive(timeout_s)
+        try:
+            delivery = self._letters.receive(timeout_s)
+        except ContractError as error:
+            _log.warning("a letter cannot be read and is passed over: %s", error)
+            return True
         if delivery is None:
             return False
         self._heed(delivery)
@@ -76,15 +90,14 @@ class Karn:
             case Blueprint() as blueprint:
                 try:
                     self._take_in(blueprint, delivery.envelope.sender, trace_id)
-                except (BlueprintError, StoreError, TrustError, ContractError) as error:
+                except _REFUSALS as error:
                     _log.warning("%s is not taken in: %s", blueprint.name, error)
                     refusal = BlueprintAnswer(names=(blueprint.name,), why=str(error))
                     self.bus.publish(refusal, REFUSED, trace_id=trace_id)
 
-    def _is_new(self, ir: BlueprintIR) -> bool:
-        return all(blueprint.id != ir.id for blueprint in self.urza.blueprints())
-
-    def _take_in(self, blueprint: Blueprint, submitter: str, trace_id: str) -> None:
+    def _take_in(
+        self, blueprint: Blueprint, submitter: str, trace_id: str, priority: Priority = Priority.NORMAL
+    ) -> None:
         kept = self.urza.submit(blueprint, submitter)
         told = BlueprintSubmitted(
             blueprint_id=kept.id, name=kept.name, version=kept.version, parents=kept.parents, submitter=submitter
@@ -93,7 +106,7 @@ class Karn:
         if kept.status is ArtifactStatus.UNVALIDATED:
             # The eager kernel shows whether the blueprint holds at all; compiled ones are made when a run wants them.
             asked = CompilationRequest(spec=reference(kept.ir), pipeline="fast", requester=submitter)
-            self.bus.publish(asked, f"{COMPILATION}.requested", trace_id=trace_id)
+            self.bus.publish(asked, f"{COMPILATION}.requested", priority=priority, trace_id=trace_id)
 
 
 def stated(ir: BlueprintIR) -> Blueprint:

@@ -9,7 +9,7 @@ from esper.blueprints import Library
 from esper.karn.choice import choose
 from esper.karn.service import ANSWERED, ASKED
 from esper.leyline.artifacts import BlueprintAnswer, BlueprintRequest
-from esper.leyline.errors import BusError
+from esper.leyline.errors import BusError, ContractError
 from esper.leyline.ids import new_id
 from esper.oona.contracts import Bus
 
@@ -44,7 +44,7 @@ class BlueprintSource:
         """Return Karn's answer, or a conservative one that says why."""
         try:
             answer: BlueprintAnswer = self._breaker.call(self._ask, request)
-        except (BusError, pybreaker.CircuitBreakerError) as error:
+        except (BusError, ContractError, pybreaker.CircuitBreakerError) as error:
             return choose(request, self.library, conservative=str(error))
         return answer
 

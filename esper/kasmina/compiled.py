@@ -4,6 +4,8 @@ A compiled function checks nothing by itself, so the child does: whatever it was
 module, which is always there and has the same parameters.
 """
 
+import hashlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -50,7 +52,7 @@ class CompiledPair:
         self.dtype = torch.bfloat16 if manifest.spec.dtype == "bfloat16" else torch.float32
         self.inputs = len(manifest.parameters) + 1
         self._wiring = [_wire(text, self.inputs, manifest.forward_outputs) for text in manifest.backward_wiring]
-        self._forward, self._backward = _load(folder / FORWARD), _load(folder / BACKWARD)
+        self._forward, self._backward = _load(folder, manifest)
         self.nbytes = sum((folder / name).stat().st_size for name in (FORWARD, BACKWARD))
 
     @property
@@ -165,7 +167,26 @@ def _wire(text: str, inputs: int, outputs: int) -> tuple[str, int]:
     return kind, int(place)
 
 
-def _load(file: Path) -> _Runner:
+def _load(folder: Path, manifest: KernelManifest) -> tuple[_Runner, _Runner]:
+    """Load a copy of its own: whoever cuts or changes a mapped file ends the process, or changes what it computes."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="esper-kernel-") as copy:
+            for name in {FORWARD, BACKWARD, *manifest.files}:
+                if name.endswith(".so"):
+                    _copy(folder / name, Path(copy) / name, manifest.files.get(name))
+            return _open(Path(copy) / FORWARD), _open(Path(copy) / BACKWARD)
+    except OSError as error:
+        raise KernelError(f"{manifest.kernel_id} cannot be read or copied: {error}") from error
+
+
+def _copy(file: Path, copy: Path, digest: str | None) -> None:
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise KernelError(f"{file.name} has changed since it was verified.")
+    copy.write_bytes(data)
+
+
+def _open(file: Path) -> _Runner:
     try:
         runner: _Runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(file), 1)
     except RuntimeError as error:

@@ -21,8 +21,9 @@ from esper.kasmina.kernels import Kernel, KernelRequest, KernelStore
 from esper.kasmina.library_store import LibraryKernelStore, building, example
 from esper.leyline.artifacts import CompilationRequest, KernelFaulted, KernelManifest, KernelSpec
 from esper.leyline.base import Message
-from esper.leyline.errors import EsperError, KernelError
+from esper.leyline.errors import BusError, EsperError, KernelError
 from esper.leyline.events import KernelCharacterized
+from esper.leyline.reports import FieldReport
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ _PAUSE_S = 0.2
 """Time between two attempts to reach the forge, in seconds."""
 
 _LOOK_S = 0.05
+_SHRINK_S = 1.0
+_MOST_REPORTS = 1000
+"""Field reports that wait for a forge; older ones are in the run's own file only."""
 
 
 class Verified(Protocol):
@@ -54,12 +58,15 @@ class Verified(Protocol):
 class Forge(Protocol):
     """What is needed of bus and store; every call may take its time, and is made off the training thread."""
 
-    def send(self, message: CompilationRequest | KernelFaulted) -> None:
-        """Ask for a kernel, or report one that failed.
+    def send(self, message: CompilationRequest | KernelFaulted | FieldReport) -> None:
+        """Ask for a kernel, report one that failed, or tell what became of a graft.
 
         Raises:
             BusError: the bus is not there yet, or lost.
         """
+
+    def works(self) -> bool:
+        """Return whether it is there at this moment; none is started for it."""
 
     def hear(self, timeout_s: float) -> Message | None:
         """Return the next thing said about kernels, or None.
@@ -128,8 +135,12 @@ class ForgeStore(KernelStore):
         self.refused: dict[str, str] = {}
         self._forge = forge
         self._outbox: deque[CompilationRequest | KernelFaulted] = deque()
+        self._reports: deque[FieldReport] = deque(maxlen=_MOST_REPORTS)
         self._looked: dict[KernelRequest, threading.Event] = {}
+        self._loaded: set[KernelRequest] = set()
+        self._asked: set[KernelRequest] = set()
         self._wanted: dict[str, _Wanted] = {}
+        self._shrunk = time.monotonic()
         self._todo: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="esper-forge", daemon=True)
@@ -138,9 +149,14 @@ class ForgeStore(KernelStore):
     # --- on the training thread -----------------------------------------------------------------------------------
 
     def prefetch(self, request: KernelRequest) -> None:
-        """Start the eager kernel, and ask the forge for a compiled one."""
+        """Start the eager kernel, and have a compiled one loaded, or asked for; one that has left the cache comes back.
+
+        A kernel leaves for want of memory, and when it failed; then the next best of its spec is looked for.
+        """
         self.eager.prefetch(request)
-        if request not in self._looked:
+        has_left = request in self._loaded and request not in self.cache
+        if has_left or request not in self._looked:
+            self._loaded.discard(request)
             self._looked[request] = threading.Event()
             self._todo.put(lambda: self._look(request))
 
@@ -161,6 +177,10 @@ class ForgeStore(KernelStore):
             self._refuse(kernel_id, "it failed in this run")
             detail = self.refused[kernel_id]
             self._outbox.append(KernelFaulted(kernel_artifact_id=kernel_id, run_id=self.run_id, detail=detail))
+
+    def report(self, report: FieldReport) -> None:
+        """Tell the forge what became of a graft, as soon as it is there; a run without one keeps its own file."""
+        self._reports.append(report)
 
     def portable(self) -> KernelStore:
         """Return the store of the eager kernels: ranks must not differ in theirs."""
@@ -190,7 +210,7 @@ class ForgeStore(KernelStore):
         self.began = float(state.get("began", self.began))
 
     def close(self) -> None:
-        """Hang up; what the forge was asked for it will still make."""
+        """Say what is still to be said, if there is a forge, and hang up; what it was asked for it will still make."""
         self._stop.set()
         self._thread.join(self.patience_s)
         self.eager.close()
@@ -205,6 +225,9 @@ class ForgeStore(KernelStore):
                 level = logging.DEBUG if isinstance(error, EsperError) else logging.WARNING
                 _log.log(level, "the forge is not to be had now: %s", error)
                 self._stop.wait(_PAUSE_S)
+        with suppress(EsperError):
+            if self._forge.works():
+                self._say()
         self._forge.close()
 
     def _round(self) -> None:
@@ -212,14 +235,29 @@ class ForgeStore(KernelStore):
         with suppress(Empty):
             while True:
                 self._todo.get(timeout=_LOOK_S)()
-        while self._outbox:
-            self._forge.send(self._outbox[0])
-            self._outbox.popleft()
+        if time.monotonic() - self._shrunk > _SHRINK_S:
+            self._shrunk = time.monotonic()
+            self.cache.shrink()
+        self._say()
         heard = self._forge.hear(_LOOK_S)
         if isinstance(heard, KernelCharacterized) and self.adopt == "any":
             for wanted in list(self._wanted.values()):
                 if wanted.eager.ir.id == heard.blueprint_id:
                     self._ingest(wanted)
+
+    def _say(self) -> None:
+        """Send what waits to be sent; what a run needs goes before what others may learn from it."""
+        boxes: tuple[deque[Any], ...] = (self._outbox, self._reports)
+        for box in boxes:
+            while box:
+                message = box.popleft()
+                try:
+                    self._forge.send(message)
+                except BusError:
+                    box.appendleft(message)
+                    raise
+                except EsperError as error:  # it would be refused again
+                    _log.debug("%s is not sent: %s", type(message).__name__, error)
 
     def _look(self, request: KernelRequest) -> None:
         """Load what is there already, and ask for what is not."""
@@ -228,7 +266,8 @@ class ForgeStore(KernelStore):
             wanted = _Wanted(request, eager, spec_of(request, eager))
             self._wanted[_key(wanted.spec)] = wanted
             self._ingest(wanted)
-            if request not in self.cache:
+            if request not in self._loaded and request not in self._asked:
+                self._asked.add(request)
                 self._outbox.append(CompilationRequest(spec=wanted.spec, requester=self.run_id))
         except EsperError as error:
             _log.debug("%s is not compiled: %s", request.blueprint, error)
@@ -248,6 +287,7 @@ class ForgeStore(KernelStore):
                 _log.warning("kernel %s is not used: %s", kernel_id, error)
                 continue
             self.cache.put(wanted.request, kernel)
+            self._loaded.add(wanted.request)
             return
 
     def _verify(self, kernel_id: str) -> CompiledPair:

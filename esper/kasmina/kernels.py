@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from esper.blueprints import BlueprintIR, SiteShape
+from esper.leyline.reports import FieldReport
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class KernelStore(ABC):
     @abstractmethod
     def evict(self, kernel_id: str) -> None:
         """Never offer this kernel again: it failed at run time."""
+
+    def report(self, report: FieldReport) -> None:  # noqa: B027 - a store that learns nothing from it
+        """Hear what became of a child; returns at once and never raises."""
 
     def portable(self) -> "KernelStore":
         """Return the store whose kernels are the same on every machine: several ranks take theirs from it."""

@@ -187,7 +187,7 @@ class _ZmqSubscription(Subscription):
             envelope, message = open_letter(data)
         except ContractError as error:
             self._ack(offset)
-            self._refuse(self._name, error)
+            self._refuse(f"letter {offset} for {self._name}", error)
             raise
         return Delivery(envelope, offset, message)
 

@@ -124,7 +124,7 @@ class _MemorySubscription(Subscription):
             envelope, message = open_letter(taken.data)
         except ContractError as error:
             self._ack(taken.offset)
-            self._bus._refuse(self._name, error)
+            self._bus._refuse(f"letter {taken.offset} for {self._name}", error)
             raise
         return Delivery(envelope, taken.offset, message)
 

@@ -64,6 +64,8 @@ def _check_learns(step: Step, inputs: list[Birth]) -> None:
 
 def _result(step: Step, inputs: list[Birth]) -> Birth:
     op, zeros = step.op, inputs.count(Birth.ZERO)
+    if op.SILENT or op.IDENTITY:
+        return Birth.ZERO if op.SILENT else inputs[0]
     if _starts_at_zero(step) or (isinstance(op, Mul) and zeros):
         return Birth.ZERO
     if isinstance(op, Add) and zeros:

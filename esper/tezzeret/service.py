@@ -91,12 +91,14 @@ class Tezzeret:
         results = self._pool.poll(0.0)
         for result in results:
             self._finish(result)
-        requests = list(self._received(0.0 if results else timeout_s))
-        for delivery in requests:
+        taken = 0
+        # One by one: what is more urgent may come while another is dealt with.
+        for delivery in self._received(0.0 if results else timeout_s):
             self._take(delivery)
-        if results or requests:
+            taken += 1
+        if results or taken:
             self._busy = time.monotonic()
-        return bool(results or requests) or self._use_idle_time()
+        return bool(results or taken) or self._use_idle_time()
 
     def close(self) -> None:
         """Leave the bus; jobs that run end in the pool, and are taken up by the next Tezzeret."""
@@ -168,7 +170,7 @@ class Tezzeret:
         kernel = self._urza.kernel(name)
         if kernel.status is ArtifactStatus.PENDING_BENCHMARKING:
             record = kernel.compilation_record
-            self._announce(self._urza.manifest(name), record, delivery.envelope.trace_id)
+            self._announce(self._urza.manifest(name), record, delivery.envelope.trace_id, delivery.envelope.priority)
         self._requests.ack(delivery)
 
     def _refuse(self, request: CompilationRequest, error: EsperError, delivery: Delivery) -> None:
@@ -208,8 +210,9 @@ class Tezzeret:
         self._candidates.pop(name, None)
         self._specs.pop(name, None)
         asked = self._waiting.pop(name, {})
+        urgency = min((delivery.envelope.priority for delivery in asked.values()), default=Priority.LOW)
         for trace in {delivery.envelope.trace_id for delivery in asked.values()} or {""}:
-            self._announce(manifest, record, trace)
+            self._announce(manifest, record, trace, urgency)
         self._acknowledge(asked)
 
     def _fail(self, name: str, detail: str) -> None:
@@ -270,7 +273,9 @@ class Tezzeret:
 
     # --- news -----------------------------------------------------------------------------------------------------
 
-    def _announce(self, manifest: KernelManifest, record: CompilationRecord | None, trace: str) -> None:
+    def _announce(
+        self, manifest: KernelManifest, record: CompilationRecord | None, trace: str, urgency: Priority
+    ) -> None:
         ready = KernelReady(
             kernel_artifact_id=manifest.kernel_id,
             blueprint_id=manifest.blueprint_id,
@@ -278,7 +283,7 @@ class Tezzeret:
             target=manifest.spec.target,
             compilation_seconds=record.compilation_seconds if record else 0.0,
         )
-        self._bus.publish(ready, READY, trace_id=trace)
+        self._bus.publish(ready, READY, priority=urgency, trace_id=trace)
 
     def _reject(self, name: str, blueprint_id: str, reason: Rejection, detail: str, trace: str) -> None:
         rejected = KernelRejected(kernel_artifact_id=name, blueprint_id=blueprint_id, reason=reason, detail=detail)

@@ -59,10 +59,14 @@ def trace(spec: KernelSpec) -> Traced:
 
     Raises:
         BlueprintError: the blueprint is malformed or does not fit.
-        KernelError: torch cannot trace it, or a parameter gets no gradient.
+        KernelError: it keeps a state, torch cannot trace it, or a parameter gets no gradient.
     """
     ir, site, plan = planned(spec)
     child = Child(ir, site, plan)
+    if state := [name for name, _ in child.named_buffers()]:
+        raise KernelError(
+            f"{ir.name} keeps {state[0]!r} beside its weights, as no compiled kernel can; it runs eagerly."
+        )
     mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False))
     example = torch.empty(input_shape(ir, site, USUAL_BATCH), dtype=dtype_of(spec), device=spec.target)
     with any_batch():

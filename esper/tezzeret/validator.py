@@ -14,7 +14,6 @@ from esper.blueprints import BlueprintIR, SiteShape
 from esper.blueprints.build import Child
 from esper.blueprints.library import MAX_BYTES, Blueprint, read_blueprint
 from esper.blueprints.op import Value
-from esper.blueprints.ops_tokens import Attention
 from esper.blueprints.plan import Plan, Step
 from esper.leyline.artifacts import KernelSpec
 from esper.leyline.errors import BlueprintDoesNotFit, BlueprintError
@@ -126,8 +125,7 @@ def _check_bounds(plan: Plan, limits: Bounds) -> None:
 def _numbers(step: Step) -> int:
     """Return how many numbers an operation makes of one sample."""
     made: Value = step.op.infer(step.inputs)
-    scores = step.op.heads * made.tokens**2 if isinstance(step.op, Attention) else 0
-    return made.width * made.tokens + scores
+    return made.width * made.tokens + step.op.scratch(step.inputs)
 
 
 def _check_shapes(ir: BlueprintIR, site: SiteShape, plan: Plan, dtype: str) -> None:

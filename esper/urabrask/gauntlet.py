@@ -13,14 +13,15 @@ from typing import Final
 
 import torch
 
+from esper.kasmina.fingerprint import fingerprint
 from esper.leyline.artifacts import KernelManifest
-from esper.leyline.errors import BlueprintError, EsperError, KernelError
+from esper.leyline.errors import BlueprintError, EsperError, KernelError, WrongFingerprint
 from esper.leyline.events import Rejection
 from esper.urabrask.benchmark import benchmark
 from esper.urabrask.findings import Failure, Findings
 from esper.urabrask.hardware import hardware
 from esper.urabrask.inputs import load
-from esper.urabrask.job import ARTIFACT, FINDINGS
+from esper.urabrask.job import ARTIFACT, FINDINGS, UNFIT
 from esper.urabrask.sanity import sanity
 from esper.urabrask.trail import Trail
 from esper.urza.canonical import parse
@@ -33,8 +34,10 @@ def run(folder: Path) -> Findings:
 
     Raises:
         ContractError: its manifest cannot be read.
+        WrongFingerprint: it was compiled for another machine than this one; nothing of it was loaded.
     """
     manifest = parse(KernelManifest, (folder / ARTIFACT / "manifest.json").read_bytes())
+    _check_machine(manifest, folder)
     trail = Trail(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -45,6 +48,18 @@ def run(folder: Path) -> Findings:
         trail.close()
     (folder / FINDINGS).write_text(findings.model_dump_json(), encoding="utf-8")
     return findings
+
+
+def _check_machine(manifest: KernelManifest, folder: Path) -> None:
+    """Raise unless this is a machine for the kernel: another one may stop on its first instruction."""
+    if manifest.fingerprint in ("", fingerprint()):
+        return
+    detail = (
+        f"{manifest.kernel_id} was compiled for the binary interface {manifest.fingerprint[:12]}; this machine has "
+        f"{fingerprint()[:12]}, and the kernel is tried on one like that which compiled it."
+    )
+    (folder / UNFIT).write_text(detail, encoding="utf-8")
+    raise WrongFingerprint(detail)
 
 
 def _tried(artifact: Path, manifest: KernelManifest, trail: Trail) -> Findings:

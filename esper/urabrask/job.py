@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from esper.leyline.artifacts import CompiledKernel, KernelManifest
 from esper.leyline.codec import decode
-from esper.leyline.errors import JobError, KernelError
+from esper.leyline.errors import JobError, KernelError, WrongFingerprint
 from esper.urabrask.findings import Failure, Findings
 from esper.urabrask.hardware import hardware
 from esper.urabrask.limits import CPU_S, LONGEST, MEMORY_MB, SMALL, WALL_FACTOR
@@ -24,6 +24,9 @@ ARTIFACT: Final = "artifact"
 
 FINDINGS: Final = "findings.json"
 """File with what was found, in the job's folder."""
+
+UNFIT: Final = "unfit.txt"
+"""File that says why this machine is not the one to try the kernel on, in the job's folder."""
 
 _BROKEN: Final = frozenset(
     {Ending.WALL_LIMIT, Ending.CPU_LIMIT, Ending.MEMORY_LIMIT, Ending.PROCESS_LIMIT, Ending.FILES_LIMIT}
@@ -76,10 +79,13 @@ def collect(folder: Path, outcome: SandboxOutcome) -> bytes:
 
     Raises:
         JobError: what was written cannot be read.
+        WrongFingerprint: the kernel was compiled for another machine, and not loaded here.
         KernelError: the child was ended by somebody else, or could not work; another try may do better.
     """
     if outcome.ok:
         return _written(folder)
+    if outcome.ending is Ending.EXITED and (why := _unfit(folder)):
+        raise WrongFingerprint(why)
     if not _own_fault(outcome):
         raise KernelError(f"the gauntlet ended without findings: {outcome.detail}: {outcome.stderr_tail[-500:]}")
     manifest = parse(KernelManifest, (folder / ARTIFACT / "manifest.json").read_bytes())
@@ -98,11 +104,23 @@ def _own_fault(outcome: SandboxOutcome) -> bool:
     return outcome.ending in _BROKEN
 
 
+def _unfit(folder: Path) -> str:
+    """Return why this machine is not the one for the kernel; empty where it is."""
+    try:
+        return _read(folder / UNFIT).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _read(path: Path) -> bytes:
+    """Return the beginning of a plain file; a link is not followed."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        return file.read(_LONGEST)
+
+
 def _written(folder: Path) -> bytes:
     try:
-        handle = os.open(folder / FINDINGS, os.O_RDONLY | os.O_NOFOLLOW)
-        with os.fdopen(handle, "rb") as file:
-            data = file.read(_LONGEST)
+        data = _read(folder / FINDINGS)
         Findings.model_validate_json(data)
     except (OSError, ValidationError) as error:
         raise JobError(f"{FINDINGS} cannot be read: {error}") from error

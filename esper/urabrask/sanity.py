@@ -98,6 +98,7 @@ def _keeps_contract(trial: Trial) -> Complaint | None:
         benefit_prior=(0.0, 0.0),
         risk_score=0.5,
         expected_latency_ms=1.0,
+        requires_capability=ir.requires,
         mergeable=ir.mergeable,
         is_safe_action=False,
         causal=known is not None and known.manifest.causal,

@@ -84,10 +84,12 @@ class Urabrask:
         for result in results:
             self._finish(result)
         self._swept = True
-        letters = list(self._received(0.0 if results else timeout_s))
-        for letter in letters:
+        taken = 0
+        # One by one: what is more urgent may come while another is dealt with.
+        for letter in self._received(0.0 if results else timeout_s):
             self._take(letter)
-        return bool(results or letters)
+            taken += 1
+        return bool(results or taken)
 
     def close(self) -> None:
         """Leave the bus; gauntlets that run end in the pool, and are taken up by the next Urabrask."""
@@ -122,7 +124,7 @@ class Urabrask:
     def _start(self, name: str) -> None:
         """Have a kernel tried, or answer at once where there is nothing to try."""
         try:
-            kernel = self._urza.kernel(name)
+            kernel, _ = self._urza.kernel(name), self._urza.manifest(name)
         except StoreError as error:
             _log.warning("%s is not judged: %s", name, error)
             self._acknowledge(name)
@@ -141,7 +143,16 @@ class Urabrask:
         except EsperError as error:
             self._fail(kernel, f"{type(error).__name__}: {error}")
         else:
-            self._pool.submit(_key(kernel), "gauntlet", payload, priority=Priority.NORMAL)
+            self._pool.submit(_key(kernel), "gauntlet", payload, priority=self._urgency(kernel))
+
+    def _urgency(self, kernel: CompiledKernelArtifact) -> Priority:
+        """Return that of the most urgent letter; without one, the eager tier waits: a run can use none of its kernels.
+
+        The pool raises a job's priority when it is submitted again, as it is with every letter.
+        """
+        unasked = Priority.LOW if kernel.compilation_pipeline == "fast" else Priority.NORMAL
+        asked = self._waiting.get(kernel.id, {}).values()
+        return min((delivery.envelope.priority for delivery in asked), default=unasked)
 
     def _sweep(self) -> None:
         """After the start, and after trouble: have every kernel tried that waits for it, letter or no letter."""
@@ -173,7 +184,7 @@ class Urabrask:
     def _finish(self, result: JobResult) -> None:
         name, _, ref = result.key.rpartition("@")
         try:
-            kernel = self._urza.kernel(name)
+            kernel, _ = self._urza.kernel(name), self._urza.manifest(name)
         except StoreError as error:
             _log.warning("a gauntlet of %s is dropped: %s", name, error)
             return

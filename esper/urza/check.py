@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from esper.leyline.artifacts import Role
 from esper.leyline.base import Message
@@ -11,6 +11,7 @@ from esper.leyline.kernels import ArtifactStatus, CompiledKernelArtifact
 from esper.urza.changes import Core
 from esper.urza.designs import check_id
 from esper.urza.door import Door
+from esper.urza.field import OUTCOMES, REPORTS, Kept, Outcomes
 from esper.urza.records import Table
 from esper.urza.retention import Archive
 
@@ -58,6 +59,12 @@ def _findings(core: Core, archive: Archive) -> Iterator[Finding]:
         if blueprint is not None:
             yield from _differs(blueprint.id, blueprint.status, said)
             yield from _tried(blueprint.id, partial(check_id, blueprint))
+    records = core.records
+    others: tuple[Table[Any], ...] = (records.manifests, records.attestations, records.uses, records.alerts)
+    others += (records.table(REPORTS, Kept), records.table(OUTCOMES, Outcomes))
+    for table in others:
+        for _, finding in _readable(table):
+            yield from finding
 
 
 def _readable(table: Table[_M]) -> Iterator[tuple[_M | None, list[Finding]]]:

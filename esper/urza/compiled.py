@@ -17,6 +17,7 @@ from esper.urza.canonical import canonical, parse, sha256
 from esper.urza.changes import Change, Core, check_step
 from esper.urza.designs import Designs, field_interest
 from esper.urza.door import Door, mark
+from esper.urza.field import FieldReports, report_id
 from esper.urza.records import Use
 
 IR: Final = "ir.json"
@@ -33,11 +34,12 @@ class Kernels:
         core: the store.
         door: its checks.
         designs: its blueprints.
+        reports: what became of grafts.
     """
 
-    def __init__(self, core: Core, door: Door, designs: Designs) -> None:
+    def __init__(self, core: Core, door: Door, designs: Designs, reports: FieldReports) -> None:
         """Remember the store."""
-        self._core, self._door, self._designs = core, door, designs
+        self._core, self._door, self._designs, self._reports = core, door, designs, reports
         self._table = core.records.kernels
 
     def put(self, kernel: CompiledKernel, role: Role) -> CompiledKernelArtifact:
@@ -159,18 +161,34 @@ class Kernels:
     def used(self, kernel_id: str, times: int) -> None:
         """Count uses; no line of the ledger, as they are many and change nothing of worth."""
         with self._core.records.transaction():
-            use = self._core.records.uses.get(kernel_id) or Use()
-            self._core.records.uses.set(kernel_id, Use(count=use.count + times, last=time.time()))
+            self._count_use(kernel_id, times)
 
-    def reported(self, report: FieldReport) -> None:
-        """Feed what a graft really did into the interest of its kernel and of its blueprint."""
+    def reported(self, report: FieldReport) -> bool:
+        """Keep what a graft really did, as a use of its kernel, and feed it into the interest of kernel and blueprint.
+
+        Returns:
+            Whether it is news; a report that is known changes nothing.
+
+        Raises:
+            ContractError: it is too long.
+        """
+        name = report_id(report)
         with self._core.change() as change:
+            if self._reports.knows(name):
+                return False
             self._designs.reported(change, report)
             kernel = self._table.get(report.kernel_artifact_id)
             if kernel is not None:
                 scores = field_interest(kernel.interest_scores, report)
                 self._table.set(kernel.id, kernel.model_copy(update={"interest_scores": scores}))
                 change.note("", "interest", kernel.id, detail=f"field report: {report.outcome}")
+                self._count_use(kernel.id, 1)
+            self._reports.keep(report, counts=kernel is not None)
+        return True
+
+    def _count_use(self, kernel_id: str, times: int) -> None:
+        use = self._core.records.uses.get(kernel_id) or Use()
+        self._core.records.uses.set(kernel_id, Use(count=use.count + times, last=time.time()))
 
     def _numbered(self, draft: KernelManifest, files: dict[str, bytes]) -> KernelManifest:
         """Return the manifest as it will be signed: every file, a fresh serial, the time."""

@@ -60,9 +60,12 @@ def plan(core: Core, budget: int = BUDGET, settled_s: float = SETTLED_S) -> Plan
         budget: bytes that artifacts at hand may take.
         settled_s: age from which a folder without a record is left over, in seconds.
     """
-    kernels = [kernel for _, kernel in core.records.kernels.items() if kernel.status is not ArtifactStatus.ARCHIVED]
+    found = [kernel for _, kernel in core.records.kernels.items()]
+    kernels = [kernel for kernel in found if kernel.status is not ArtifactStatus.ARCHIVED]
     held = {kernel.kernel_ref for kernel in kernels}
-    loose = [ref for ref in core.tree.refs() if ref not in held and _age(core, ref) >= settled_s]
+    # A kernel whose record is damaged may hold any of the folders.
+    refs = core.tree.refs() if len(found) == len(core.records.kernels.keys()) else []
+    loose = [ref for ref in refs if ref not in held and _age(core, ref) >= settled_s]
     at_hand = sum(core.tree.size(ref) for ref in core.tree.refs())
     return Plan(tuple(to_archive(_holdings(core, kernels), budget)), tuple(loose), at_hand)
 

@@ -9,7 +9,7 @@ from esper.leyline.artifacts import Role
 from esper.leyline.errors import BadHash, StoreError
 from esper.leyline.kernels import ArtifactStatus, Blueprint
 from esper.leyline.reports import FieldReport
-from esper.leyline.states import SeedState
+from esper.leyline.states import Reason, SeedState
 from esper.urza.canonical import canonical_text
 from esper.urza.changes import Change, Core, check_step
 
@@ -17,6 +17,7 @@ FIELD: Final = "field"
 """Source of the interest that field reports feed."""
 
 _WEIGHT: Final = 0.2
+_TELLS_NOTHING: Final = frozenset({Reason.RUN_ENDED, Reason.USER_CANCELLED})
 _S = ArtifactStatus
 _AHEAD: Final = frozenset({_S.PENDING_BENCHMARKING, _S.VALIDATED})
 
@@ -134,6 +135,8 @@ class Designs:
 def field_interest(scores: Mapping[str, float], report: FieldReport) -> dict[str, float]:
     """Return the scores with that of the field moved a fifth of the way: towards 1 for a graft that stayed, else 0.
 
+    A graft that ended because its run did, or was called off by hand, says nothing of either.
+
     Example:
         >>> from esper import leyline as ll
         >>> site = ll.SiteInfo(module_path="a", module_type="Linear", layout="bd", width=8, input_width=8, depth=0.5)
@@ -142,9 +145,9 @@ def field_interest(scores: Mapping[str, float], report: FieldReport) -> dict[str
         >>> field_interest({"field": 0.5}, report)
         {'field': 0.6}
     """
-    stayed = float(report.outcome is SeedState.FOSSILIZED)
     before = scores.get(FIELD, 0.5)
-    return {**scores, FIELD: round(before + _WEIGHT * (stayed - before), 6)}
+    towards = before if report.reason in _TELLS_NOTHING else float(report.outcome is SeedState.FOSSILIZED)
+    return {**scores, FIELD: round(before + _WEIGHT * (towards - before), 6)}
 
 
 def _interested(blueprint: Blueprint, interest: Mapping[str, float]) -> Blueprint:

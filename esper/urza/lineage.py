@@ -1,16 +1,18 @@
-"""What was derived from what: blueprints from blueprints, kernels from blueprints and from the kernels they replace."""
+"""What comes from what: blueprints from blueprints, kernels from both, field reports from what was grafted."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import final
 
 from esper.leyline.errors import StoreError
 from esper.leyline.kernels import Blueprint, CompiledKernelArtifact
+from esper.urza.field import Kept
 
 
 @final
 class Lineage:
-    """A directed graph without cycles; nodes are ids of blueprints and kernels.
+    """A directed graph without cycles; nodes are ids of blueprints, kernels and field reports.
 
     Example:
         >>> lineage = Lineage()
@@ -26,17 +28,25 @@ class Lineage:
         self._children: dict[str, set[str]] = {}
 
     @classmethod
-    def of(cls, blueprints: Iterable[Blueprint], kernels: Iterable[CompiledKernelArtifact]) -> "Lineage":
+    def of(
+        cls, blueprints: Iterable[Blueprint], kernels: Iterable[CompiledKernelArtifact], reports: Iterable[Kept] = ()
+    ) -> "Lineage":
         """Return the lineage of records.
 
         Raises:
             StoreError: it has a cycle.
         """
-        lineage = cls()
+        lineage, named, compiled = cls(), defaultdict[str, list[str]](list), set()
         for blueprint in blueprints:
             lineage.add(blueprint.id, blueprint.parents)
+            named[blueprint.name].append(blueprint.id)
         for kernel in kernels:
             lineage.add(kernel.id, (kernel.blueprint_id, *kernel.parents))
+            compiled.add(kernel.id)
+        for kept in reports:
+            # A run names its blueprint; the kernel of an eager graft is in no store.
+            grafted = {kept.report.kernel_artifact_id} & compiled
+            lineage.add(kept.id, grafted | set(named.get(kept.report.blueprint_id, ())))
         return lineage
 
     def add(self, child: str, parents: Iterable[str]) -> None:

@@ -1,6 +1,8 @@
 """Urza's records: typed tables of encoded messages under text keys, changed in transactions."""
 
+import logging
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ from esper.urza.disk import PlainDisk
 _M = TypeVar("_M", bound=Message)
 
 _FORMAT: Final = {"format": 1}
+_SUMMED: Final = b"\xc1"
+_log = logging.getLogger(__name__)
 _PATIENCE_S: Final = 30.0
 
 
@@ -27,7 +31,7 @@ class Use(Message):
     """How often and when a kernel was used.
 
     Args:
-        count: times it was loaded.
+        count: times it was loaded or reported as grafted.
         last: when, in seconds since the Unix epoch.
     """
 
@@ -77,7 +81,7 @@ class Table(Generic[_M]):
         if not isinstance(data, bytes):
             raise StoreError(f"Record {self.name}/{key} holds a {type(data).__name__}, not a message; it is damaged.")
         try:
-            return decode(self.kind, data)
+            return decode(self.kind, _checked(data))
         except ContractError as error:
             raise StoreError(f"Record {self.name}/{key} is damaged: {error}") from error
 
@@ -95,7 +99,12 @@ class Table(Generic[_M]):
     def set(self, key: str, record: _M) -> None:
         """Write a record."""
         with reading(f"{self.name}/{key}"):
-            self._cache.set(f"{self.name}/{key}", encode(record))
+            self._cache.set(f"{self.name}/{key}", _summed(encode(record)))
+
+    def drop(self, key: str) -> None:
+        """Forget a record; nothing happens where there is none."""
+        with reading(f"{self.name}/{key}"):
+            self._cache.delete(f"{self.name}/{key}")
 
     def compare_and_set(self, key: str, expected: _M | None, record: _M) -> None:
         """Write a record if the present one is what the caller believes it to be; safe among processes.
@@ -116,11 +125,33 @@ class Table(Generic[_M]):
         return [key.removeprefix(start) for key in found]
 
     def items(self) -> Iterator[tuple[str, _M]]:
-        """Yield the records by key."""
+        """Yield the records by key; one that is damaged hides no other: it is left out, and `check` reports it."""
         for key in self.keys():
-            record = self.get(key)
+            try:
+                record = self.get(key)
+            except StoreError as error:
+                _log.warning("%s", error)
+                continue
             if record is not None:
                 yield key, record
+
+
+def _summed(data: bytes) -> bytes:
+    """Return a record with its checksum in front; no encoded message begins with this mark."""
+    return _SUMMED + zlib.crc32(data).to_bytes(4, "big") + data
+
+
+def _checked(data: bytes) -> bytes:
+    """Return a record without its checksum; one that was written without any is taken as it is.
+
+    Raises:
+        ContractError: it is not what was written.
+    """
+    if data[:1] != _SUMMED:
+        return data
+    if zlib.crc32(data[5:]) != int.from_bytes(data[1:5], "big"):
+        raise ContractError("its checksum does not fit")
+    return data[5:]
 
 
 @final
@@ -173,6 +204,10 @@ class Records:
             raise StoreError(
                 f"The records in {self.folder} cannot be opened: {error or type(error).__name__}."
             ) from error
+
+    def table(self, name: str, kind: type[_M]) -> Table[_M]:
+        """Return the records of a further kind, whose keys begin with a name of their own."""
+        return Table(self._cache, name, kind)
 
     def _check_format(self) -> None:
         with reading("meta"):
@@ -227,6 +262,11 @@ class Records:
         """Write a text."""
         with reading(key):
             self._cache.set(f"text/{key}", value)
+
+    def drop_text(self, key: str) -> None:
+        """Forget a text; nothing happens where there is none."""
+        with reading(key):
+            self._cache.delete(f"text/{key}")
 
     def next_serial(self) -> int:
         """Return a number greater than any before; call it inside a transaction."""

@@ -30,7 +30,7 @@ class Holding(NamedTuple):
         kernel_id: the kernel.
         status: how far it has come.
         size: bytes of its files.
-        uses: times it was loaded.
+        uses: times it was loaded, and grafts that were reported.
         idle_s: time since it was last used, or made, in seconds.
         cpu_seconds: price of compiling it again, in seconds of processor time.
     """

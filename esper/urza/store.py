@@ -28,6 +28,7 @@ from esper.urza.compiled import Kernels
 from esper.urza.curate import BUDGET, Curation, Plan
 from esper.urza.designs import Designs
 from esper.urza.door import Door, VerifiedKernel, alert_of
+from esper.urza.field import FieldReports, Kept, Outcomes
 from esper.urza.ledger import Ledger
 from esper.urza.lineage import Lineage
 from esper.urza.records import Head, Records
@@ -80,7 +81,8 @@ class Urza:
         )
         self._door = Door(self.core)
         self._designs = Designs(self.core)
-        self._kernels = Kernels(self.core, self._door, self._designs)
+        self._reports = FieldReports(self.core.records)
+        self._kernels = Kernels(self.core, self._door, self._designs, self._reports)
         self._archive = Archive(self.root / "archive", self.core.tree)
         self._catalogue = Catalogue()
         self._reading = threading.Lock()
@@ -238,7 +240,7 @@ class Urza:
     @property
     def lineage(self) -> Lineage:
         """What was derived from what, as the records have it now."""
-        return Lineage.of(self.blueprints(), self.kernels())
+        return Lineage.of(self.blueprints(), self.kernels(), self._reports)
 
     @property
     def ledger(self) -> Ledger:
@@ -259,9 +261,24 @@ class Urza:
         """Write how much a kernel is wanted by one source, 0 to 1."""
         return self._kernels.interest(kernel_id, source, score)
 
-    def report(self, report: FieldReport) -> None:
-        """Feed what a graft really did into the interest of its kernel and blueprint."""
-        self._kernels.reported(report)
+    def report(self, report: FieldReport) -> bool:
+        """Keep what a graft really did: a use of its kernel, and a vote for or against it and its blueprint.
+
+        Returns:
+            Whether it is news; the same report again changes nothing.
+
+        Raises:
+            ContractError: it is too long.
+        """
+        return self._kernels.reported(report)
+
+    def reports(self) -> list[Kept]:
+        """Return the field reports, in the order in which they came; the oldest are given up where there are many."""
+        return list(self._reports)
+
+    def outcomes(self, kernel_id: str) -> Outcomes:
+        """Return how often a kernel was grafted, and how that ended."""
+        return self._reports.outcomes(kernel_id)
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
@@ -332,7 +349,10 @@ class Urza:
         if changed is None:
             self._catalogue, changed = Catalogue(), set(self.core.records.kernels.keys())
         for kernel_id in sorted(changed):
-            kernel, manifest = self.core.records.kernels.get(kernel_id), self.core.records.manifests.get(kernel_id)
+            try:
+                kernel, manifest = self.core.records.kernels.get(kernel_id), self.core.records.manifests.get(kernel_id)
+            except StoreError:
+                continue  # One damaged record takes no other kernel away; `check` reports it.
             if kernel is not None and manifest is not None:
                 self._catalogue.update(kernel, manifest)
         self._known, self._restarts = head, restarts

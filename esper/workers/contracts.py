@@ -139,7 +139,10 @@ class JobModule(Protocol):
         ...
 
     def collect(self, folder: Path, outcome: SandboxOutcome) -> bytes:
-        """Return the result; raise `JobError` when the job failed for good. Any other error is tried again."""
+        """Return the result; raise `JobError` when the job failed for good. Any other error is tried again.
+
+        `WrongFingerprint` says that the job is good and this machine is not the one for it: another worker gets it.
+        """
         ...
 
 

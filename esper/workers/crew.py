@@ -83,6 +83,11 @@ class Crew:
                 self._start(place)
         return deaths
 
+    def older(self, age_s: float) -> list[str]:
+        """Return the names of the workers that run for longer than a time, in seconds."""
+        now = time.monotonic()
+        return [place.name for place in self._places if place.process is not None and now - place.started > age_s]
+
     def kill(self, name: str) -> bool:
         """Kill a worker; False when it is none of ours."""
         for place in self._places:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from esper.leyline.errors import ConfigError, EsperError, JobError
+from esper.leyline.errors import ConfigError, EsperError, JobError, WrongFingerprint
 from esper.workers.contracts import Job, JobModule
 from esper.workers.limits import Ending, Limits, SandboxOutcome
 from esper.workers.sandbox import run_sandboxed
@@ -26,12 +26,14 @@ class Answer:
         result: the job's result; None when the try failed.
         reason: why it failed.
         final: whether trying again is useless.
+        unfit: whether trying again is useless on this machine, and the job is for another one.
         cpu_seconds: CPU time that the try took, in seconds.
     """
 
     result: bytes | None = None
     reason: str = ""
     final: bool = False
+    unfit: bool = False
     cpu_seconds: float = 0.0
 
 
@@ -74,8 +76,10 @@ def execute(
             return Answer(reason=outcome.detail, cpu_seconds=outcome.cpu_seconds)
         return Answer(result=module.collect(folder, outcome), cpu_seconds=outcome.cpu_seconds)
     except Exception as error:  # a job's own code may raise anything; every try has an answer
-        cpu = outcome.cpu_seconds if outcome else 0.0
-        return Answer(reason=_reason(error, outcome), final=isinstance(error, JobError), cpu_seconds=cpu)
+        cpu, unfit = outcome.cpu_seconds if outcome else 0.0, isinstance(error, WrongFingerprint)
+        # What the command printed would only say it once more.
+        reason = _reason(error, None if unfit else outcome)
+        return Answer(reason=reason, final=isinstance(error, JobError), unfit=unfit, cpu_seconds=cpu)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -155,6 +155,8 @@ class Foreman:
             self._beat(hand, fields["job"])
         elif verb in (wire.DONE, wire.FAILED):
             self._answered(hand, verb, fields)
+        elif verb == wire.UNFIT:
+            self._hand_back(hand, fields["job"], fields["reason"])
 
     def _greet(self, socket: Socket, identity: bytes, fields: dict[str, Any]) -> None:
         """Let a worker in that shows the token, or whose key the gate has let in."""
@@ -188,6 +190,14 @@ class Foreman:
         hand.job = ""
         self._send(hand, wire.HEARD, job=job)
 
+    def _hand_back(self, hand: Hand, job: str, reason: str) -> None:
+        """Let a job that this worker cannot do wait for another one; it is not the job's fault, and no try of it."""
+        if self._journal.requeue(hand.name):
+            hand.unfit.add(job)
+            self._alert(hand.name, f"it handed job {job} back: {reason}", Violation.FINGERPRINT)
+        hand.job = ""
+        self._send(hand, wire.HEARD, job=job)
+
     # --- looking after ------------------------------------------------------------------------------------------
 
     def _look_after(self) -> None:
@@ -197,6 +207,8 @@ class Foreman:
             # One of ours is killed and buried at the next look; the others are let go.
             if not self._crew.kill(hand.name):
                 self._lose(hand.name, None, f"it was silent for {self._config.lease_s:g} s")
+        for name in set(self._crew.older(2 * self._config.patience_s)) - {hand.name for hand in self.roster}:
+            self._crew.kill(name)  # It hangs, and has never said a word.
         for job, worker in self._journal.expired():
             self._journal.failed(job, f"the lease of worker {worker} ran out", final=False, worker=worker)
             self.roster.release(worker, job)
@@ -240,9 +252,9 @@ class Foreman:
                 continue
             if budget is not None and self._journal.spent_today() >= budget:
                 return
-            job = self._journal.lease(hand.name, self._config.lease_s)
+            job = self._journal.lease(hand.name, self._config.lease_s, hand.unfit)
             if job is None:
-                return
+                continue
             hand.job, hand.attempt = job.id, job.attempt
             self._send(hand, wire.JOB, id=job.id, key=job.key, kind=job.kind, payload=job.payload, attempt=job.attempt)
 
@@ -253,8 +265,7 @@ class Foreman:
 
     # --- telling ------------------------------------------------------------------------------------------------
 
-    def _alert(self, subject: str, detail: str) -> None:
-        violation = Violation.PERMISSION
+    def _alert(self, subject: str, detail: str, violation: Violation = Violation.PERMISSION) -> None:
         self._event(SecurityAlert(source=f"pool {self._name}", subject=subject, violation=violation, detail=detail))
 
     def _event(self, event: Event) -> None:

@@ -112,8 +112,8 @@ class InProcessPool(Pool):
         if answer.result is not None:
             self._journal.done(job_id, answer.result, cpu_seconds=answer.cpu_seconds, worker=_WORKER)
         else:
-            self._journal.failed(
-                job_id, answer.reason, final=answer.final, worker=_WORKER, cpu_seconds=answer.cpu_seconds
-            )
+            # There is no other worker here that a job could fit.
+            final = answer.final or answer.unfit
+            self._journal.failed(job_id, answer.reason, final=final, worker=_WORKER, cpu_seconds=answer.cpu_seconds)
         self._journal.spend(answer.cpu_seconds)
         self._desk.tell()

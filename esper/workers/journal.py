@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -146,14 +146,21 @@ class JobJournal:
 
     # --- the pool's side ----------------------------------------------------------------------------------------
 
-    def lease(self, worker: str, lease_s: float) -> Job | None:
-        """Give a worker the most urgent job, the oldest of those, for a time; None when none waits."""
+    def lease(self, worker: str, lease_s: float, without: Collection[str] = ()) -> Job | None:
+        """Give a worker the most urgent job, the oldest of those, for a time; None when none waits.
+
+        Args:
+            worker: who gets it.
+            lease_s: the time, in seconds.
+            without: ids of jobs that it cannot do.
+        """
         if not self._read("SELECT 1 FROM jobs WHERE state = ? LIMIT 1", JobState.WAITING):
             return None
         with self._changing() as base:
             row = base.execute(
-                "SELECT id, key, kind, payload, tries FROM jobs WHERE state = ? ORDER BY priority, submitted LIMIT 1",
-                (JobState.WAITING,),
+                "SELECT id, key, kind, payload, tries FROM jobs WHERE state = ?"
+                " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY priority, submitted LIMIT 1",
+                (JobState.WAITING, json.dumps(list(without))),
             ).fetchone()
             if row is None:
                 return None

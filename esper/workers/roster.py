@@ -22,6 +22,7 @@ class Hand:
         job: id of the job that it holds; empty for none.
         attempt: which try of the job that is.
         heard: when it was last heard, on the monotonic clock.
+        unfit: ids of jobs that are for another machine than its own.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Hand:
     job: str = ""
     attempt: int = 0
     heard: float = field(default_factory=time.monotonic)
+    unfit: set[str] = field(default_factory=set)
 
     def status(self) -> WorkerStatus:
         """Return what others may know of it."""
@@ -56,6 +58,9 @@ class Roster:
 
     def join(self, hand: Hand) -> None:
         """Note a worker, in the place of an earlier connection of the same name."""
+        earlier = self._hands.get(hand.name)
+        if earlier is not None:
+            hand.unfit |= earlier.unfit
         self._hands[hand.name] = hand
 
     def leave(self, name: str) -> Hand | None:

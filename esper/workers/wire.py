@@ -5,8 +5,9 @@ worker to pool   HELLO   {name, token, job}          job: what it does at the mo
                  BEAT    {job}                       every `beat_s`
                  DONE    {job, result, cpu}          said again until it is heard
                  FAILED  {job, reason, final, cpu}   said again until it is heard
+                 UNFIT   {job, reason}               the job is for another machine; said again until it is heard
 pool to worker   WELCOME {beat_s, patience_s}
-                 HEARD   {job}                       answers a beat (job empty), a DONE or a FAILED
+                 HEARD   {job}                       answers a beat (job empty), a DONE, a FAILED or an UNFIT
                  JOB     {id, key, kind, payload, attempt}
                  WHO     {}                          say hello first
                  STOP    {}
@@ -21,8 +22,8 @@ import msgpack  # type: ignore[import-untyped]
 from esper.leyline.errors import ContractError
 from esper.workers.journal import MAX_PAYLOAD
 
-VERSION: Final = b"workers/1"
-HELLO, BEAT, DONE, FAILED = b"hello", b"beat", b"done", b"failed"
+VERSION: Final = b"workers/2"
+HELLO, BEAT, DONE, FAILED, UNFIT = b"hello", b"beat", b"done", b"failed", b"unfit"
 WELCOME, HEARD, JOB, WHO, STOP = b"welcome", b"heard", b"job", b"who", b"stop"
 
 MAX_FRAME: Final = MAX_PAYLOAD + 2**16
@@ -35,6 +36,7 @@ _FIELDS: Final[dict[bytes, dict[str, Any]]] = {
     BEAT: {"job": str},
     DONE: {"job": str, "result": bytes, "cpu": _NUMBER},
     FAILED: {"job": str, "reason": str, "final": bool, "cpu": _NUMBER},
+    UNFIT: {"job": str, "reason": str},
     WELCOME: {"beat_s": _NUMBER, "patience_s": _NUMBER},
     HEARD: {"job": str},
     JOB: {"id": str, "key": str, "kind": str, "payload": bytes, "attempt": int},

@@ -166,7 +166,9 @@ class Worker:
             return
         self._said = now
         job, answer = self._answer
-        if answer.result is not None:
+        if answer.unfit:
+            self._send(dealer, wire.UNFIT, job=job, reason=answer.reason[:10_000])
+        elif answer.result is not None:
             self._send(dealer, wire.DONE, job=job, result=answer.result, cpu=answer.cpu_seconds)
         else:
             fields = {"reason": answer.reason[:10_000], "final": answer.final, "cpu": answer.cpu_seconds}

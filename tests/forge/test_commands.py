@@ -13,6 +13,7 @@ from esper.oona.keys import CurveKeys, admitted
 from esper.urza.signing import KeyRing
 from esper.urza.store import Urza
 from tests.kernels import built, parcel, shared_folder, spec
+from tests.urza.test_field import FAULTED, report
 
 
 def test_without_a_store_each_says_so(tmp_path: Path) -> None:
@@ -41,12 +42,16 @@ def test_the_store_is_listed_checked_and_curated(
         urza.submit(stated(load_library()["BP-MLP-GELU"].ir))
         kernel = urza.put(parcel(built(shared_folder(tmp_path_factory), spec())))
         library = urza.folder(kernel.id) / "fw.so"
+        urza.report(report(1, kernel.id))
+        urza.report(report(2, kernel.id, **FAULTED))
     root = str(places.root)
     assert main(["kernels", "--root", root, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["kernel"] == kernel.id and row["status"] == "PENDING_BENCHMARKING"
+    assert row["grafts"] == {"grafted": 2, "fossilized": 1, "culled": 0, "faulted": 1}
     assert main(["kernels", "--root", root]) == 0
-    assert "BP-MLP-GELU@1.0.0" in capsys.readouterr().out
+    listed = " ".join(capsys.readouterr().out.split())
+    assert "BP-MLP-GELU@1.0.0" in listed and "2: 1 stayed, 1 faulted" in listed
     assert main(["doctor", "--store", root]) == 0
     assert "nothing wrong" in capsys.readouterr().out
     assert main(["curate", "--root", root]) == 0

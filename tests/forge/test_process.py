@@ -16,7 +16,9 @@ from esper.forge.client import SWITCH, Forge
 from esper.kasmina.kernels import KernelRequest
 from esper.leyline.errors import BusError, ConfigError
 from esper.oona.contracts import Bus
+from esper.urza import KeyRing, Urza
 from tests.kernels import SITE
+from tests.urza.test_field import report
 
 REQUEST = KernelRequest("BP-MLP-GELU", SITE)
 OWNER = """
@@ -76,6 +78,26 @@ def test_the_switch_and_bad_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         Forge(tezzeret=-1)
 
 
+def test_one_that_ends_at_once_is_not_started_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[subprocess.Popen[bytes]] = []
+
+    def spawn(self: Forge) -> subprocess.Popen[bytes]:
+        starts.append(subprocess.Popen(["false"]))
+        return starts[-1]
+
+    monkeypatch.setattr(Forge, "_spawn", spawn)
+    with Forge(enabled=True, root=str(tmp_path)) as forge:
+        for _ in range(5):
+            with pytest.raises(BusError, match="starting"):
+                forge.connect()
+            starts[0].wait(10.0)
+        assert len(starts) == 1
+        forge._next_start = 0.0
+        with pytest.raises(BusError, match="starting"):
+            forge.connect()
+        assert len(starts) == 2
+
+
 @pytest.mark.slow
 def test_it_is_shared_and_ends_with_the_one_who_started_it(root: Path) -> None:
     with Forge(enabled=True, root=str(root), tezzeret=1, urabrask=0) as first, connected(first):
@@ -109,9 +131,12 @@ def test_a_forge_that_is_killed_costs_the_run_nothing_and_is_started_again(root:
         card = until(forge.running)
         psutil.Process(card["pid"]).kill()
         began = time.monotonic()
+        store.report(told := report(counterfactual=None))
         assert until(lambda: store.poll(REQUEST)).kernel_id.count("-eager-") == 1
         assert time.monotonic() - began < 5.0
         assert until(lambda: (now := forge.running()) and now["pid"] != card["pid"])
+        with Urza(forge.places.store, KeyRing.public_only(forge.places.keys)) as urza:
+            assert [kept.report for kept in until(urza.reports)] == [told], "what was said to no one is said again"
     assert forge.running() is None
 
 

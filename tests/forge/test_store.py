@@ -1,6 +1,8 @@
 """A run's kernel store over a real bus and a real Urza: asks, adopts what is validated, refuses what is doctored."""
 
 import copy
+import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,24 +10,29 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from esper.blueprints import load_library
 from esper.forge.link import FAULTED, REQUESTED, ForgeLink
 from esper.karn.service import stated
+from esper.kasmina.cache import KernelCache
 from esper.kasmina.compiled import CompiledChild
+from esper.kasmina.fingerprint import fingerprint
 from esper.kasmina.forge_store import ForgeStore
 from esper.kasmina.kernels import Kernel, KernelRequest
 from esper.leyline.artifacts import CompilationRequest, KernelFaulted
 from esper.leyline.errors import BusError
-from esper.leyline.events import KernelCharacterized
-from esper.leyline.kernels import UrabraskValidationReport
+from esper.leyline.events import Fault, KernelCharacterized
+from esper.leyline.ids import SeedId
+from esper.leyline.kernels import BenchmarkResults, UrabraskValidationReport
 from esper.leyline.reports import HardwareContext
+from esper.leyline.states import Reason
 from esper.oona.contracts import Bus
 from esper.oona.memory import MemoryBus
 from esper.testing import check_store
-from esper.tezzeret.toolchain import fingerprint
 from esper.urza.signing import KeyRing
 from esper.urza.store import Urza
+from tests.kasmina.conftest import Rig
 from tests.kernels import SITE, compiled, parcel, spec
 
 REQUEST = KernelRequest("BP-MLP-GELU", SITE, dims=tuple(spec().dims.items()))
@@ -60,11 +67,23 @@ class World:
         self.stores.append(ForgeStore(ForgeLink(lambda: Shared(self.bus), shelf, fingerprint), **given))
         return self.stores[-1]
 
-    def promote(self, folder: Path) -> str:
+    def promote(self, folder: Path, another: str = "", latency_ms: float = 1.0) -> str:
+        """Validate a compiled kernel; `another` makes it a second one of its spec, as a second toolchain would."""
         self.urza.submit(stated(load_library()["BP-MLP-GELU"].ir))
-        kernel = self.urza.put(parcel(folder))
+        sent = parcel(folder)
+        manifest = json.loads(sent.manifest)
+        manifest["kernel_id"] += another
+        kernel = self.urza.put(sent.model_copy(update={"manifest": json.dumps(manifest)}))
+        measured = BenchmarkResults(
+            latency_ms_mean=latency_ms,
+            latency_ms_p99=latency_ms,
+            throughput_ops_per_sec=1e3 / latency_ms,
+            memory_mb_peak=1.0,
+            precision_drift=0.0,
+        )
         verdict = UrabraskValidationReport(
             kernel_artifact_id=kernel.id,
+            benchmark_results=measured,
             passed_validation=True,
             risk_score=0.1,
             conf_level=0.9,
@@ -174,21 +193,83 @@ def test_a_kernel_that_fails_is_reported_and_never_offered_again(
         assert delivery.message.kernel_artifact_id == kernel_id and delivery.message.run_id == "run-1"
 
 
+def doctor(world: World, kernel_id: str, name: str = "fw.so") -> None:
+    """Flip a bit in a file of a kernel."""
+    file = world.urza.folder(kernel_id) / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.chmod(0o600)
+    file.write_bytes(bytes(data))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fw.so", "bw.so", "manifest.json", "ir.json"])
 def test_a_doctored_file_is_refused_and_the_eager_kernel_offered(
     world: World, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     kernel_id = world.promote(compiled(tmp_path_factory)[0])
-    file = world.urza.folder(kernel_id) / name
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.chmod(0o600)
-    file.write_bytes(bytes(data))
+    doctor(world, kernel_id, name)
     store = world.open()
     assert not is_compiled(store.poll(REQUEST))
     assert kernel_id in store.refused
     assert world.urza.alerts()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("doctored", [1, 2])
+def test_the_best_kernel_that_can_be_loaded_is_offered(
+    world: World, doctored: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = compiled(tmp_path_factory)[0]
+    names = [world.promote(folder, "b", latency_ms=0.5), world.promote(folder, "a", latency_ms=1.0)]
+    for name in names[:doctored]:
+        doctor(world, name)
+    store = world.open()
+    offered = store.poll(REQUEST)
+    assert offered is not None and is_compiled(offered) is (doctored == 1)
+    assert doctored == 2 or offered.kernel_id == names[1]
+    assert set(store.refused) == set(names[:doctored])
+
+
+@pytest.mark.slow
+def test_a_seed_whose_kernel_fails_is_culled_and_the_next_seed_gets_the_next_best(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = compiled(tmp_path_factory)[0]
+    names = [world.promote(folder, "b", latency_ms=0.5), world.promote(folder, "a", latency_ms=1.0)]
+    host, x = nn.Sequential(nn.Linear(SITE.d_in, SITE.d_out)), torch.randn(2, SITE.tokens, SITE.d_in)
+    rig, grown = Rig(host, x, store=world.open(run_id="run-1")), []
+    with world.bus.subscribe(FAULTED) as faults:
+        for slot in range(3):
+            graft = rig.grow(f"0#0.{slot}", dims=dict(spec().dims))
+            grown.append(rig.bank.records[SeedId("0", 0, slot)].kernel_id)
+            graft.fail(Fault.RAISED, "it went wrong")
+            rig.cull(f"0#0.{slot}", Reason.RUNTIME_ERROR)
+        told = [faults.receive(5.0), faults.receive(5.0)]
+    assert grown[:2] == names and "-eager-" in grown[2]
+    assert [letter.message.kernel_artifact_id for letter in told if letter is not None] == names  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_a_kernel_that_had_to_leave_the_cache_is_loaded_again(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    kernel_id = world.promote(compiled(tmp_path_factory)[0])
+    free = 2**40
+    store = world.open(cache=KernelCache(free=lambda: free))
+    # A kernel serves places of every kind, under a request for each.
+    other = dataclasses.replace(REQUEST, site=SITE._replace(kind="mlp"))
+    for request in (REQUEST, other):
+        found = store.poll(request)
+        assert found is not None and found.kernel_id == kernel_id
+    assert store.cache.counts().evictions == 0
+    free = 0
+    until(lambda: store.cache.counts().evictions == 1)
+    assert REQUEST not in store.cache
+    for request in (REQUEST, other, REQUEST):
+        found = store.poll(request)
+        assert found is not None and found.kernel_id == kernel_id and is_compiled(found)
+    assert store.cache.counts()[:3] == (5, 0, 4)
 
 
 @pytest.mark.slow

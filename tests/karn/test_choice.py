@@ -4,13 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.blueprints import SiteShape, cost, load_library, why_not
+from esper.blueprints import Library, SiteShape, cost, load_library, why_not
+from esper.blueprints.capabilities import lacking
 from esper.blueprints.cost import fit_dims
 from esper.karn.choice import TIERS, choose
 from esper.leyline.artifacts import BlueprintRequest
 from esper.leyline.errors import BlueprintDoesNotFit
 
-LIBRARY = load_library()
+WHOLE = load_library()
+LIBRARY = Library(b for b in WHOLE if not lacking(b.ir) and any(b.manifest.benefit_prior))
 
 
 @given(layout=st.sampled_from(["btd", "bd", "bchw"]), width=st.sampled_from([8, 64, 96]), budget=st.integers(0, 50_000))
@@ -25,6 +27,12 @@ def test_what_is_offered_fits_and_can_be_paid(layout: str, width: int, budget: i
         except BlueprintDoesNotFit:
             paid = False
         assert (known.ir.name in offered) is paid
+
+
+def test_what_cannot_grow_here_or_only_watches_is_not_offered() -> None:
+    names = choose(BlueprintRequest(), WHOLE).names
+    assert set(names) == {known.ir.name for known in LIBRARY}
+    assert not {"BP-FLASH-ATTN-V2", "BP-ALL-REDUCE-SHARD", "BP-MON-ACT-STATS"} & set(names)
 
 
 def test_the_best_prior_comes_first() -> None:

@@ -11,6 +11,7 @@ from esper.blueprints import Library, load_library
 from esper.karn.service import ASKED, REFUSED, SUBMITTED, Karn, reference, stated
 from esper.karn.source import BlueprintSource
 from esper.leyline.artifacts import BlueprintAnswer, BlueprintRequest, CompilationRequest
+from esper.leyline.envelope import Priority
 from esper.leyline.errors import BlueprintError
 from esper.leyline.events import BlueprintSubmitted
 from esper.leyline.kernels import ArtifactStatus
@@ -51,6 +52,23 @@ def test_the_library_is_submitted_once(bus: Bus, urza: Urza) -> None:
         assert Karn(bus, urza, SMALL).open() == 0
         assert not heard(requests)
     assert {blueprint.status for blueprint in urza.blueprints()} == {ArtifactStatus.UNVALIDATED}
+
+
+def test_what_is_handed_in_goes_before_the_library(bus: Bus, urza: Urza) -> None:
+    with bus.subscribe("compilation.requested") as requests:
+        karn = Karn(bus, urza, SMALL)
+        karn.open()
+        bus.publish(stated(LIBRARY["BP-PROJ-LORA"].ir), SUBMITTED)
+        assert karn.step(0.0)
+        letters = [requests.receive(0.0) for _ in range(3)]
+    assert [letter.envelope.priority for letter in letters if letter] == [Priority.NORMAL, Priority.LOW, Priority.LOW]
+
+
+def test_a_blueprint_of_the_library_that_is_refused_does_not_stop_the_others(bus: Bus, urza: Urza) -> None:
+    taken = stated(LIBRARY["BP-PROJ-LORA"].ir).model_copy(update={"name": "BP-MLP-GELU"})
+    urza.submit(taken)
+    assert Karn(bus, urza, SMALL).open() == 2
+    assert {blueprint.name for blueprint in urza.blueprints()} == {"BP-MLP-GELU", "BP-CONV-RES"}
 
 
 def test_a_submitted_blueprint_is_taken_in_under_its_own_trace(bus: Bus, urza: Urza) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.blueprints import BlueprintIR, build, load_library, parse_ir
+from esper.blueprints import STANDARD, BlueprintIR, build, load_library, parse_ir
 from esper.blueprints.build import Child
 from esper.blueprints.hashing import canonical_json
 from esper.leyline.artifacts import KernelSpec
@@ -29,11 +29,12 @@ def spec(name: str = "BP-MLP-GELU", layout: str = "btd", reads: str = "", **fiel
 
 
 def library() -> Iterator[KernelSpec]:
-    """Every blueprint of the library, in every layout and placement that it permits."""
-    for blueprint in load_library():
-        for reads in (blueprint.ir.reads, *blueprint.ir.also_reads):
-            for layout in blueprint.ir.layouts:
-                yield spec(blueprint.ir.name, layout, reads)
+    """The standard blueprints, in every layout and placement that they permit."""
+    for name in STANDARD:
+        ir = load_library()[name].ir
+        for reads in (ir.reads, *ir.also_reads):
+            for layout in ir.layouts:
+                yield spec(name, layout, reads)
 
 
 def label(one: KernelSpec) -> str:

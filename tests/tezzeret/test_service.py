@@ -11,9 +11,9 @@ from esper.blueprints.hashing import canonical_json
 from esper.leyline.artifacts import CompilationRequest, CompiledKernel, KernelManifest, KernelSpec, Pipeline
 from esper.leyline.base import Message
 from esper.leyline.codec import decode, encode
-from esper.leyline.envelope import COMPILATION, Envelope
+from esper.leyline.envelope import COMPILATION, Envelope, Priority
 from esper.leyline.events import KernelReady, KernelRejected, Rejection
-from esper.leyline.kernels import ArtifactStatus, Blueprint, CompilationRecord
+from esper.leyline.kernels import ArtifactStatus, Blueprint, CompilationRecord, CompiledKernelArtifact
 from esper.oona.contracts import BusLimits, Subscription
 from esper.oona.memory import MemoryBus
 from esper.tezzeret import service
@@ -266,6 +266,31 @@ def test_a_kernel_of_an_older_toolchain_is_made_anew_in_idle_time(bus: MemoryBus
     assert tezzeret.step(0.0) and not tezzeret.step(0.0)
     assert urza.has(old)
     tezzeret.close()
+
+
+def test_what_a_run_asks_for_overtakes_the_checks_of_the_library(
+    tezzeret: Tezzeret, bus: MemoryBus, urza: Urza, pool: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = [spec(tokens=number) for number in range(1, 5)]
+    for one in library:
+        bus.publish(CompilationRequest(spec=one, pipeline="fast", requester="karn"), REQUESTED, priority=Priority.LOW)
+    put, done = urza.put, []
+
+    def put_and_ask(kernel: CompiledKernel) -> CompiledKernelArtifact:
+        done.append(len(pool.order))
+        if len(done) == 2:
+            ask(bus, spec(), "run")
+        return put(kernel)
+
+    monkeypatch.setattr(urza, "put", put_and_ask)
+    with bus.subscribe(f"{COMPILATION}.ready") as news:
+        assert tezzeret.step(1.0)
+        pool.end(pool.order[0], artifact(spec()))
+        tezzeret.step(0.0)
+        first = news.receive(0.0)
+    assert done == [0, 0, 1, 1, 1], "the run's job had to wait for the library"
+    # The news bear the urgency of who asked, so that the run's kernel goes first at Urabrask too.
+    assert first is not None and (first.envelope.trace_id, first.envelope.priority) == ("run", Priority.NORMAL)
 
 
 def test_a_request_that_the_bus_repeats_meanwhile_is_not_answered_twice(urza: Urza, pool: Answers) -> None:

@@ -1,9 +1,12 @@
 """The two graphs of a kernel, run by torch as they are: nothing is compiled here."""
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
 
+from esper.blueprints import STANDARD, load_library
 from esper.leyline.artifacts import KernelSpec
 from esper.leyline.errors import KernelError
 from esper.tezzeret.trace import Traced, check_any_batch, trace
@@ -11,6 +14,20 @@ from tests.tezzeret.samples import features, grown, label, library, spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")]
 BATCHES = (1, 2, 3, 17)
+STATEFUL = ("BP-ALL-REDUCE-SHARD", "BP-LOAD-BAL-EMA", "BP-MON-ACT-STATS")
+NEW = tuple(b.ir.name for b in load_library() if b.ir.name not in (*STANDARD, *STATEFUL, "BP-FLASH-ATTN-V2"))
+SOME = (
+    "BP-ATTN-LINEAR",
+    "BP-ATTN-LOCAL",
+    "BP-CLAMP-GRAD-NORM",
+    "BP-CONV-NEXT",
+    "BP-EXPERT-MLP-1D",
+    "BP-KV-CACHE-8BIT",
+    "BP-RNN-MINGRU",
+    "BP-ROUTER-MOE-AUXLOSS",
+)
+"""One for each operation that a tracer might trip over."""
+FURTHER = NEW if os.environ.get("ESPER_SOAK") else SOME
 
 
 def gradients(traced: Traced, inputs: list[Tensor], gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -38,6 +55,18 @@ def compare(one: KernelSpec) -> None:
 @pytest.mark.parametrize("one", [*library()], ids=label)
 def test_forward_and_backward_equal_autograd_for_any_batch(one: KernelSpec) -> None:
     compare(one)
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_operations_equal_autograd_too(name: str) -> None:
+    ir = load_library()[name].ir
+    compare(spec(name, ir.layouts[0], kind=(ir.site_kinds or ("block",))[0]))
+
+
+@pytest.mark.parametrize("name", ["BP-LOAD-BAL-EMA", "BP-MON-ACT-STATS"])
+def test_a_state_beside_the_weights_cannot_be_compiled(name: str) -> None:
+    with pytest.raises(KernelError, match=f"{name} keeps .* as no compiled kernel can; it runs eagerly"):
+        trace(spec(name))
 
 
 @pytest.mark.parametrize("name", ["BP-MLP-GELU", "BP-ATTN-STD"])

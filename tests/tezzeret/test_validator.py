@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from esper.blueprints import build
+from esper.blueprints import build, load_library
+from esper.karn.service import reference, stated
 from esper.leyline.artifacts import KernelSpec
 from esper.leyline.errors import BlueprintDoesNotFit, BlueprintError
 from esper.tezzeret.birth import check_birth
@@ -20,6 +21,12 @@ EXPLODES = graph("a linear input out=8 init=zero", "n rms_norm a")
 def test_the_whole_library_passes(one: KernelSpec) -> None:
     for dtype in ("float32", "bfloat16"):
         assert check_ir(one.model_copy(update={"dtype": dtype})).plan.steps
+
+
+def test_so_do_all_further_blueprints() -> None:
+    for blueprint in load_library():
+        if not blueprint.ir.requires:
+            assert check_ir(reference(stated(blueprint.ir).ir)).plan.steps
 
 
 @pytest.mark.parametrize("rule", STUCK)

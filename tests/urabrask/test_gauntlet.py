@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.blueprints import load_library
+from esper.blueprints import STANDARD
 from esper.leyline.codec import encode
 from esper.leyline.events import Rejection
 from esper.urabrask import job
@@ -22,7 +22,7 @@ from tests.urabrask.kernels import doctored, manifest_of, packed, spec
 pytestmark = pytest.mark.slow
 
 SOAK = int(os.environ.get("ESPER_SOAK", "0"))
-ALL = tuple(load_library().names())
+ALL = STANDARD
 TRIED = ALL if SOAK else ("BP-MLP-GELU", "BP-CONV-CAUSAL")
 LIMITS = Limits(cpu_s=120.0, wall_s=900.0, memory_mb=2048, background=False)
 

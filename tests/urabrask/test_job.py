@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from esper.leyline.artifacts import CompiledKernel
-from esper.leyline.codec import encode
-from esper.leyline.errors import JobError, KernelError, UnsafePath
+from esper.kasmina.fingerprint import fingerprint
+from esper.leyline.artifacts import CompiledKernel, KernelManifest
+from esper.leyline.codec import encode, to_json
+from esper.leyline.errors import JobError, KernelError, UnsafePath, WrongFingerprint
 from esper.urabrask import job
 from esper.urabrask.findings import Findings, Recipe
+from esper.urabrask.gauntlet import run
 from esper.urabrask.trail import NAME, Trail, last_place
+from esper.urza.canonical import parse
 from esper.workers.limits import Ending, SandboxOutcome
 from tests.urabrask.findings import findings
 from tests.urabrask.kernels import eager_kernel, spec
@@ -110,3 +113,25 @@ def test_large_kernels_may_take_longer() -> None:
 def test_a_worker_needs_no_torch() -> None:
     code = "import sys, esper.urabrask.job, esper.urabrask.service; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_kernel_for_another_machine_is_handed_back_and_nothing_of_it_is_loaded(tmp_path: Path) -> None:
+    """Its library is no library: loading it would have been a failure of the kernel's."""
+    kernel = eager_kernel(spec(), "k", "standard", fw=b"not loaded", bw=b"not loaded")
+    manifest = parse(KernelManifest, kernel.manifest).model_copy(update={"fingerprint": "f" * 64})
+    job.prepare(encode(kernel.model_copy(update={"manifest": to_json(manifest)})), tmp_path)
+    with pytest.raises(WrongFingerprint, match="ffffffffffff; this machine has"):
+        run(tmp_path)
+    assert not (tmp_path / job.FINDINGS).exists() and not (tmp_path / NAME).exists()
+    with pytest.raises(WrongFingerprint, match="k was compiled for the binary interface ffffffffffff"):
+        job.collect(tmp_path, outcome(Ending.EXITED, 1))
+    with pytest.raises(KernelError):
+        job.collect(tmp_path, outcome(Ending.SIGNALLED, -9))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_kernel_for_this_machine_or_for_any_is_tried(own: bool, tmp_path: Path) -> None:
+    kernel = eager_kernel(spec(), "k", "standard", fw=b"no library", bw=b"no library")
+    manifest = parse(KernelManifest, kernel.manifest).model_copy(update={"fingerprint": fingerprint() if own else ""})
+    job.prepare(encode(kernel.model_copy(update={"manifest": to_json(manifest)})), tmp_path)
+    assert [failure.check for failure in run(tmp_path).failures] == ["load"]

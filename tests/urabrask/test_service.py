@@ -1,5 +1,6 @@
 """Letters in, verdicts out, whatever happens in between."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 
 from esper.leyline.artifacts import CompiledKernel, KernelFaulted, KernelManifest
 from esper.leyline.codec import decode
+from esper.leyline.envelope import Priority
 from esper.leyline.errors import KernelError
 from esper.leyline.events import KernelCharacterized, KernelReady, KernelRejected, Rejection, SecurityAlert
 from esper.leyline.kernels import ArtifactStatus
@@ -47,9 +49,9 @@ class Rig:
         self.urza.submit(blueprint(manifest.spec))
         return self.urza.put(kernel).id
 
-    def ready(self, name: str, trace: str = "t1") -> None:
+    def ready(self, name: str, trace: str = "t1", priority: Priority = Priority.NORMAL) -> None:
         message = KernelReady(kernel_artifact_id=name, blueprint_id=blueprint(SPEC).id, pipeline="fast")
-        self.bus.publish(message, READY, trace_id=trace)
+        self.bus.publish(message, READY, trace_id=trace, priority=priority)
 
     def until(self, kind: type, trace: str | None = None) -> Any:
         """Step until a message of a kind is heard."""
@@ -90,6 +92,16 @@ def finding(found: Found, tries: list[str] | None = None) -> Any:
         return found(name).model_dump_json().encode()
 
     return SimpleNamespace(prepare=job.prepare, work=lambda folder: None, collect=collect)
+
+
+def waiting(folder: Path, module: Any) -> InProcessPool:
+    """A pool that takes jobs and does none before it is told to."""
+    return InProcessPool("urabrask", module, folder=folder / "pool", cpu_budget_s=0.0)
+
+
+def begin(pool: Pool) -> None:
+    assert isinstance(pool, InProcessPool)
+    pool._budget = math.inf
 
 
 def good(name: str) -> Findings:
@@ -232,6 +244,35 @@ def test_a_kernel_without_a_letter_is_judged_after_the_start(tmp_path: Path) -> 
         assert given.until(KernelCharacterized).kernel_artifact_id == name
 
 
+def test_a_kernel_for_a_run_overtakes_the_checks_of_the_library(tmp_path: Path) -> None:
+    tries: list[str] = []
+    with rig(tmp_path, pool=waiting(tmp_path, finding(good, tries))) as given:
+        given.urabrask.step(0.0)
+        library = [given.put(eager_kernel(spec("BP-PROJ-LORA", d=8, tokens=4 + n), f"check-{n}")) for n in range(3)]
+        asked, wanted = given.put(eager_kernel(SPEC, "handed-in")), given.put(native())
+        for name in library:
+            given.ready(name, priority=Priority.LOW)
+        given.urabrask.step(0.1)
+        for name in (asked, wanted):
+            given.ready(name)
+        given.urabrask.step(0.1)
+        begin(given.pool)
+        for _ in (*library, asked, wanted):
+            given.until(KernelCharacterized)
+        assert tries[:2] == [asked, wanted]
+
+
+def test_after_a_start_kernels_that_a_run_can_use_go_first(tmp_path: Path) -> None:
+    tries: list[str] = []
+    with rig(tmp_path, pool=waiting(tmp_path, finding(good, tries))) as given:
+        checked, wanted = given.put(eager_kernel(SPEC)), given.put(native())
+        given.urabrask.step(0.0)
+        begin(given.pool)
+        for _ in range(2):
+            given.until(KernelCharacterized)
+        assert tries == [wanted, checked]
+
+
 def test_letters_about_nothing_are_dropped(tmp_path: Path) -> None:
     with rig(tmp_path) as given:
         given.ready("no such kernel")
@@ -309,3 +350,18 @@ def test_worker_processes_try_kernels(shared: Path, tmp_path: Path) -> None:
         given.ready(eager, "good")
         assert given.until(KernelCharacterized, "good").kernel_artifact_id == eager
         assert pool.stats().deaths == 0
+
+
+def test_a_kernel_whose_record_is_damaged_is_left_alone(tmp_path: Path) -> None:
+    with rig(tmp_path, pool=waiting(tmp_path, finding(good))) as given:
+        name = given.put(eager_kernel(SPEC))
+        given.ready(name)
+        given.urabrask.step(0.1)
+        given.urza.core.records._cache.set(f"manifest/{name}", b"damaged")
+        begin(given.pool)
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:
+            given.urabrask.step(0.02)  # It raises nothing, or one damaged record would hold up all other kernels.
+        assert given.quiet()
+        assert given.urza.kernel(name).status is ArtifactStatus.PENDING_BENCHMARKING
+        assert [finding.subject for finding in given.urza.check()] == [name]

@@ -32,6 +32,11 @@ def damaged_record(urza: Urza) -> None:
     execute(urza.root / "records/cache.db", "UPDATE Cache SET value = x'00' WHERE key = 'kernel/good'")
 
 
+def damaged_in(table: str) -> Callable[[Urza], object]:
+    statement = f"UPDATE Cache SET value = x'00' WHERE key LIKE '{table}/good%'"
+    return lambda urza: execute(urza.root / "records/cache.db", statement)
+
+
 def edited_ledger(urza: Urza) -> None:
     path = urza.ledger.path
     path.write_bytes(path.read_bytes().replace(b"REJECTED", b"VALIDATE"))
@@ -43,6 +48,8 @@ DAMAGE: dict[str, tuple[Callable[[Urza], object], str]] = {
     "blueprint": (another_ir, "BadHash"),
     "archive": (no_archive, "archived: StoreError: Archive"),
     "record": (damaged_record, "good: Record kernel/good is damaged"),
+    "manifest": (damaged_in("manifest"), "good: Record manifest/good is damaged"),
+    "attestation": (damaged_in("attestation"), "good/tezzeret: Record attestation/good/tezzeret is damaged"),
     "ledger": (edited_ledger, "has been changed: its hash does not fit"),
     "file": (lambda urza: (urza.folder("good") / "ir.json").unlink(), "good: BadHash"),
 }

@@ -61,6 +61,17 @@ def test_superseded_folders_go_to_the_archive_when_they_are_old(urza: Urza) -> N
     assert (urza.root / "archive" / f"{old.name}.tar").exists()
 
 
+def test_nothing_is_cleared_while_a_record_is_damaged(urza: Urza) -> None:
+    validated(urza)
+    folder = urza.folder("k1")
+    os.utime(folder, (time.time() - 4000,) * 2)
+    urza.core.records._cache.set("kernel/k1", b"damaged")
+    done = urza.curate()
+    assert done.cleared == ()
+    assert "k1: Record kernel/k1 is damaged" in "; ".join(map(str, done.findings))
+    assert folder.exists()
+
+
 def test_unfinished_folders_of_dead_writers_are_swept(urza: Urza) -> None:
     host = os.uname().nodename
     dead = urza.root / "artifacts" / f".part-{host}-999999999-x"

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.leyline.errors import StoreError
+from esper.leyline.codec import decode, encode
+from esper.leyline.errors import ContractError, StoreError
 from esper.leyline.kernels import ArtifactStatus, Blueprint
-from esper.urza.records import Records, Use
+from esper.urza.records import Records, Use, _checked
 from tests.urza.test_disk import execute
 
 blueprints = st.builds(
@@ -80,6 +81,32 @@ def test_damaged_records_are_store_errors(tmp_path: Path, value: object) -> None
     else:
         with pytest.raises(StoreError, match="damaged"):
             records.uses.get("k")
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.blueprints.set("k", Blueprint(id="k", name="BP-A", ir="{}", interest_scores={"field": 0.5}))
+    written = bytes(records._cache.get("blueprint/k"))
+    for place in range(8 * len(written)):
+        flipped = bytearray(written)
+        flipped[place // 8] ^= 1 << place % 8
+        with pytest.raises(ContractError):
+            decode(Blueprint, _checked(bytes(flipped)))
+
+
+def test_a_record_without_a_checksum_is_read(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records._cache.set("use/k", encode(Use(count=3)))
+    assert records.uses.need("k").count == 3
+
+
+def test_a_damaged_record_hides_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = Records(tmp_path)
+    for key in "abc":
+        records.uses.set(key, Use(count=1))
+    records._cache.set("use/b", b"damaged")
+    assert [key for key, _ in records.uses.items()] == ["a", "c"]
+    assert "use/b is damaged" in caplog.text
 
 
 def test_a_database_of_garbage_is_a_store_error(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from esper.leyline.errors import JobError
+from esper.leyline.errors import JobError, WrongFingerprint
 from esper.workers.limits import Limits, SandboxOutcome
 
 ACTS = Path(__file__).with_name("acts.py")
 MARK = "ESPER_TEST_MARK"
+STRANGE = "ESPER_TEST_STRANGE"
+"""Environment variable of a worker on a machine that particular jobs are not for."""
 
 
 def payload(do: str, **fields: Any) -> bytes:
@@ -31,6 +33,8 @@ def collect(folder: Path, outcome: SandboxOutcome) -> bytes:
     order = json.loads((folder / "order.json").read_text())
     if order["do"] == "unprepared":
         raise JobError("never reached")
+    if order.get("particular") and os.environ.get(STRANGE):
+        raise WrongFingerprint("it was made for another machine")
     if not outcome.ok and order.get("retry"):
         raise RuntimeError("try again")
     if not outcome.ok:

@@ -114,6 +114,16 @@ def test_a_stopped_worker_is_replaced_and_its_job_done_once(tmp_path: Path, mark
         assert pool.stats().deaths >= ROUNDS
 
 
+def test_a_worker_that_hangs_before_its_first_word_is_replaced(tmp_path: Path, mark: str) -> None:
+    config = PoolConfig(beat_s=0.2, lease_s=4.0, patience_s=8.0)
+    with ProcessPool("t", JOBS, 1, folder=tmp_path, config=config) as pool:
+        until(lambda: workers(mark))[0].send_signal(signal.SIGSTOP)
+        assert not pool.stats().workers, "it was too late to stop it"
+        pool.submit("key", "echo", jobs.payload("echo", say="alive"))
+        assert [result.result for result in pool.poll(90.0)] == [b"alive"]
+        assert pool.stats().deaths >= 1
+
+
 def start(folder: Path, count: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.workers.submitter", str(folder), str(count), "2"]

@@ -205,3 +205,17 @@ def test_a_full_disk_is_an_error_and_leaves_the_journal_whole(tmp_path: Path) ->
     assert {state for state, count in journal.counts().items() if count} == {JobState.WAITING}
     assert not ENDED & {JobState.WAITING, JobState.LEASED}
     journal.close()
+
+
+def test_a_worker_is_not_given_what_it_cannot_do(tmp_path: Path) -> None:
+    journal = JobJournal(tmp_path / "jobs.sqlite")
+    first, second = journal.submit("a", "test", b"1"), journal.submit("b", "test", b"2")
+    job = journal.lease("here", 10.0)
+    assert job is not None and job.id == first
+    assert journal.requeue("here") == 1
+    other = journal.lease("here", 10.0, {first})
+    assert other is not None and other.id == second
+    assert journal.lease("there", 10.0, [first, second]) is None
+    again = journal.lease("there", 10.0, [second])
+    assert again is not None and (again.id, again.attempt) == (first, 1)
+    journal.close()

@@ -134,3 +134,14 @@ def test_an_owner_that_fails_does_not_end_the_pool(tmp_path: Path, mark: str, ca
             time.sleep(0.05)
         assert pool.stats().deaths >= 2
     assert "could not take an event" in caplog.text
+
+
+def test_where_no_other_worker_can_come_a_job_for_another_machine_fails_and_says_why(
+    tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(jobs.STRANGE, "yes")
+    with InProcessPool("twin", jobs, folder=tmp_path) as pool:
+        pool.submit("one", "echo", jobs.payload("echo", say="particular", particular=True))
+        (result,) = gather(pool, 1)
+    assert (result.state, result.tries) == (JobState.FAILED, 1)
+    assert result.reasons == ("it was made for another machine",)

@@ -3,28 +3,32 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 
+from esper.leyline.envelope import Priority
 from esper.leyline.events import SecurityAlert, Violation, WorkerDied
 from esper.oona.keys import CurveKeys, admit
 from esper.workers import wire
-from esper.workers.contracts import JobResult, Pool
+from esper.workers.contracts import JobResult, JobState, Pool
 from esper.workers.foreman import PoolConfig
 from esper.workers.pool import ProcessPool
 from tests.workers import jobs
+from tests.workers.network import Network, two_networks
 
 pytestmark = pytest.mark.slow
 
 ROOT = str(Path(__file__).parents[2])
 JOBS = "tests.workers.jobs"
 QUICK = PoolConfig(beat_s=0.2, lease_s=4.0, patience_s=8.0, max_tries=100)
+# A worker that is stopped for as long as another takes to start and to do its job has not lost its pool.
+PATIENT = replace(QUICK, patience_s=60.0)
 
 
 class Keys:
@@ -44,10 +48,12 @@ def keys(tmp_path: Path) -> Keys:
 
 
 @contextmanager
-def joined(address: str, key: Path, server: str, *, before: tuple[str, ...] = (), name: str = "far") -> Iterator[Any]:
+def joined(
+    address: str, key: Path, server: str, *, before: tuple[str, ...] = (), name: str = "far", **variables: str
+) -> Iterator[Any]:
     command = [*before, sys.executable, "-P", "-m", "esper.workers.worker", "--connect", address, "--module", JOBS]
     command += ["--key", str(key), "--server-key", server, "--name", name, "--patience", "8"]
-    environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", **variables}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as worker:
         try:
             yield worker
@@ -77,7 +83,7 @@ def test_a_stopped_remote_worker_loses_its_job_and_its_late_answer_changes_nothi
 ) -> None:
     events: list[Any] = []
     with ProcessPool(
-        "t", JOBS, 0, folder=tmp_path / "pool", listen="tcp://127.0.0.1:*", keys=keys.pool, config=QUICK,
+        "t", JOBS, 0, folder=tmp_path / "pool", listen="tcp://127.0.0.1:*", keys=keys.pool, config=PATIENT,
         on_event=events.append,
     ) as pool, joined(pool.address, keys.worker, keys.pool.public, name="first") as first:  # fmt: skip
         job_id = pool.submit("key", "sleep", jobs.payload("sleep", seconds=1.0))
@@ -130,7 +136,7 @@ def test_who_does_not_show_the_token_gets_no_job(tmp_path: Path, mark: str) -> N
         dealer = context.socket(zmq.DEALER)
         dealer.connect(_endpoint(pool._own))
         dealer.send_multipart(wire.pack(wire.HELLO, name="intruder", token="guess", job=""))
-        dealer.send_multipart([b"workers/1", b"hello", b"\xc1"])
+        dealer.send_multipart([wire.VERSION, b"hello", b"\xc1"])
         until(lambda: len(events) >= 2)
         assert not dealer.poll(500)
         assert pool.stats().workers == ()
@@ -139,60 +145,51 @@ def test_who_does_not_show_the_token_gets_no_job(tmp_path: Path, mark: str) -> N
     assert events[0].subject == "intruder"
 
 
-class Network:
-    """Two network namespaces joined by a cable: 10.91.0.1 here, 10.91.0.2 there."""
-
-    def __init__(self) -> None:
-        self.name = f"esper{uuid.uuid4().hex[:6]}"
-        self.near, self.far = f"n{self.name}"[:12], f"f{self.name}"[:12]
-
-    def run(self, *words: str) -> None:
-        done = subprocess.run(["ip", *words], capture_output=True)
-        if done.returncode:
-            raise OSError(done.stderr.decode().strip())
-
-    def __enter__(self) -> "Network":
-        self.run("netns", "add", self.name)
-        self.run("link", "add", self.near, "type", "veth", "peer", "name", self.far, "netns", self.name)
-        self.run("addr", "add", "10.91.0.1/24", "dev", self.near)
-        self.run("link", "set", self.near, "up")
-        self.run("-n", self.name, "addr", "add", "10.91.0.2/24", "dev", self.far)
-        self.run("-n", self.name, "link", "set", self.far, "up")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        subprocess.run(["ip", "link", "del", self.near], capture_output=True)
-        subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
-
-
 @pytest.fixture
 def network() -> Iterator[Network]:
-    made = Network()
-    try:
-        made.__enter__()
-    except OSError as error:
-        made.__exit__()
-        pytest.skip(f"no second network namespace: {error}")
-    yield made
-    made.__exit__()
+    with two_networks() as made:
+        yield made
+
+
+def test_a_job_for_another_machine_waits_for_it_and_is_told_of(tmp_path: Path, mark: str, keys: Keys) -> None:
+    """The worker that does not fit hands the job back, does what is for anybody, and is not asked again."""
+    events: list[Any] = []
+    with (
+        ProcessPool(
+            "t", JOBS, 0, folder=tmp_path / "pool", listen="tcp://127.0.0.1:*", keys=keys.pool, config=QUICK,
+            on_event=events.append,
+        ) as pool,
+        joined(pool.address, keys.worker, keys.pool.public, name="strange", **{jobs.STRANGE: "yes"}),
+    ):  # fmt: skip
+        pool.submit("one", "echo", jobs.payload("echo", say="particular", particular=True))
+        pool.submit("two", "echo", jobs.payload("echo", say="any"), priority=Priority.LOW)
+        (any_,) = gather(pool, 1)
+        assert (any_.result, any_.worker) == (b"any", "remote/strange")
+        assert pool.poll(1.0) == [] and pool.stats().jobs[JobState.WAITING] == 1
+        with joined(pool.address, keys.worker, keys.pool.public, name="right"):
+            (found,) = gather(pool, 1)
+    assert (found.result, found.worker, found.tries, found.reasons) == (b"particular", "remote/right", 1, ())
+    (alert,) = events
+    assert isinstance(alert, SecurityAlert)
+    assert (alert.violation, alert.subject) == (Violation.FINGERPRINT, "remote/strange")
+    assert "made for another machine" in alert.detail
 
 
 def test_a_worker_joins_from_another_network_with_its_key_and_a_stranger_does_not(
     tmp_path: Path, mark: str, keys: Keys, network: Network
 ) -> None:
     events: list[Any] = []
-    there = ("ip", "netns", "exec", network.name)
     with ProcessPool(
         "t", JOBS, 0, folder=tmp_path / "pool", listen="tcp://10.91.0.1:*", keys=keys.pool, config=QUICK,
         on_event=events.append,
     ) as pool:  # fmt: skip
         pool.submit("key", "echo", jobs.payload("echo", say="from afar"))
-        with joined(pool.address, keys.stranger, keys.pool.public, before=there):
+        with joined(pool.address, keys.stranger, keys.pool.public, before=network.there):
             alert = until(lambda: events)[0]
             assert isinstance(alert, SecurityAlert)
             assert (alert.subject, alert.violation) == (keys.stranger_public, Violation.PERMISSION)
             assert pool.poll(0.5) == []
             assert pool.stats().workers == ()
-        with joined(pool.address, keys.worker, keys.pool.public, before=there):
+        with joined(pool.address, keys.worker, keys.pool.public, before=network.there):
             (result,) = gather(pool, 1)
     assert (result.result, result.worker) == (b"from afar", "remote/far")

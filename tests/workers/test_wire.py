@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 from esper.leyline.errors import ContractError
 from esper.workers import wire
 
-VERBS = [wire.HELLO, wire.BEAT, wire.DONE, wire.FAILED, wire.WELCOME, wire.HEARD, wire.JOB, wire.WHO, wire.STOP]
+VERBS = [
+    wire.HELLO,
+    wire.BEAT,
+    wire.DONE,
+    wire.FAILED,
+    wire.UNFIT,
+    wire.WELCOME,
+    wire.HEARD,
+    wire.JOB,
+    wire.WHO,
+    wire.STOP,
+]
 
 
 def test_what_is_packed_is_unpacked() -> None:
