@@ -10,6 +10,8 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 # Two test dependencies that must stay outside the environment's own packages; the lock file says why.
 VISION := .venv/vision/.ready
+# Linux only; the tests of the Triton kernels look for it there, and nothing else does.
+TRITON := .venv/triton/.ready
 CORE := esper.blueprints esper.kasmina esper.leyline esper.tamiyo
 COVERAGE_FLOOR := 95
 # Compiling every file of torch and scipy takes minutes; Python compiles what is imported.
@@ -23,11 +25,11 @@ help:
 	@echo "make demo    train, distil and grow a small mixture of experts (about five minutes)"
 	@echo "make test    run every test"
 	@echo "make check   lint, formatting, types, import arrows"
-	@echo "make bench   speed of messages and seeds, against their budgets (about half an hour)"
-	@echo "make soak    50 kills, 100 faults, and what growth buys at equal compute (hours; the last part resumable)"
+	@echo "make bench   speed of messages and seeds, against their budgets (about an hour)"
+	@echo "make soak    fuzzing, kills, faults, chaos, and what growth buys at equal compute (hours; the last part resumable)"
 	@echo "make clean   remove .venv, caches and build output; results in outputs/ stay"
 
-setup: $(STAMP) $(VISION)
+setup: $(STAMP) $(VISION) $(TRITON)
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3."; exit 1; }
@@ -42,10 +44,14 @@ $(VISION): tests/compat/vision.lock | $(STAMP)
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --upgrade --target .venv/vision -r tests/compat/vision.lock
 	@touch $(VISION)
 
+$(TRITON): tests/kasmina/triton.lock | $(STAMP)
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --upgrade --target .venv/triton -r tests/kasmina/triton.lock
+	@mkdir -p .venv/triton && touch $(TRITON)
+
 demo: $(STAMP)
 	$(BIN)/python train.py +experiment=moe_distill
 
-test: $(STAMP) $(VISION)
+test: $(STAMP) $(VISION) $(TRITON)
 	$(BIN)/python -m pytest -q -n 2 --durations=25 $(CORE:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR)
 
 check: $(STAMP)
@@ -59,14 +65,18 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/kasmina.py
 	$(BIN)/python benchmarks/attach.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/triton_kernels.py
 	$(BIN)/python benchmarks/oona.py
 	$(BIN)/python benchmarks/urza.py
+	$(BIN)/python benchmarks/kernels.py --write benchmarks/results/kernels.md
 	$(BIN)/python benchmarks/disruption.py --write benchmarks/results/disruption.md
 
 soak: $(STAMP)
+	$(BIN)/python benchmarks/fuzz.py --cases 1000000 --write benchmarks/results/fuzz.md
 	ESPER_SOAK=50 $(BIN)/python -m pytest -q tests/oona tests/urza tests/workers tests/tezzeret tests/urabrask tests/distributed
 	$(BIN)/python benchmarks/kills.py --kills 50 --steps 90 --write benchmarks/results/kills.md
 	$(BIN)/python benchmarks/faults.py --write benchmarks/results/faults.md
+	$(BIN)/python benchmarks/chaos.py --rounds 50 --write benchmarks/results/chaos.md
 	$(BIN)/python benchmarks/growth.py --write benchmarks/results/growth.md
 	$(BIN)/python benchmarks/windows.py
 

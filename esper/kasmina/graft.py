@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esper.kasmina.blend import Addition
 from esper.leyline.errors import KernelError
 from esper.leyline.events import Fault
 
@@ -110,7 +111,7 @@ class Graft(nn.Module):
         if self.fault is not None:
             self.child.zero_grad()
 
-    def contribution(self, x: Tensor | None, y: Tensor, dim: int) -> Tensor | None:
+    def contribution(self, x: Tensor | None, y: Tensor, dim: int) -> Addition | None:
         """Return what to add to the chunk of `y` along `dim`, or None; never raises for a fault of the child."""
         if self.fault is not None:
             return None
@@ -124,7 +125,8 @@ class Graft(nn.Module):
         residual = self._guarded(x, part, detach=shadow)
         if residual is None:
             return None
-        return self._shadowed(residual, part, dim) if shadow else torch.mul(residual, self.alpha.to(residual.dtype))
+        added, alpha = (self._shadowed(residual, part, dim), None) if shadow else (residual, self.alpha)
+        return Addition(added, alpha, self.start, self.width)
 
     def _shadowed(self, residual: Tensor, part: Tensor, dim: int) -> Tensor:
         with torch.no_grad():

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from esper.blueprints.site import Layout
-from esper.kasmina import telemetry
+from esper.kasmina import fused, telemetry
 from esper.kasmina.graft import Graft
 from esper.kasmina.outputs import first_input, first_tensor, replace_first
-from esper.kasmina.readings import Readings
+from esper.kasmina.readings import Kept, Readings, read_again
 from esper.kasmina.sites import SiteKind
+from esper.kasmina.trends import no_history
 from esper.leyline.errors import SiteError
 from esper.leyline.events import Fault
 
@@ -25,6 +26,8 @@ _NESTED = (
     "build the encoder with enable_nested_tensor=False"
 )
 _FORWARD, _GRADIENT = slice(len(telemetry.FORWARD_METRICS)), telemetry.COLUMN["gradient_norm"]
+FULLY_EVERY = 8
+"""Of so many sampled activations one is read fully: products of rows cost as much as all the rest."""
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _outside_compiled: Callable[..., Callable[[_Function], _Function]] = partial(
     torch.compiler.disable, reason="what grows at a site is no part of the compiled host"
@@ -79,10 +82,13 @@ class KasminaLayer(nn.Module):
         self.probing = True
         self.sampling = False
         self.live: tuple[Graft, ...] = ()
-        self.register_buffer("health", torch.zeros(chunks, len(telemetry.METRICS)), persistent=False)
+        rows = telemetry.row_count(chunks)
+        self.register_buffer("health", torch.zeros(rows, len(telemetry.METRICS)), persistent=False)
+        self.history = no_history(rows)
         # Counted without asking the device.
         self.samples = np.zeros(len(telemetry.METRICS))
         self.readings = Readings(chunks)
+        self._fully = False
 
     @property
     def site(self) -> nn.Module:
@@ -136,20 +142,13 @@ class KasminaLayer(nn.Module):
             yield graft
 
     def _blend(self, x: Tensor | None, y: Tensor) -> Tensor:
-        out, copied, dim = y, False, self.dim
-        for graft in self.live:
-            with _kept_whole():
-                added = graft.contribution(x, y, dim)
-            if added is None:
-                continue
-            if graft.width is None:
-                out, copied = out + added, True
-                continue
-            out, copied = (out if copied else out.clone()), True
-            out.narrow(dim, graft.start, graft.width).add_(added)
+        with _kept_whole():
+            found = [graft.contribution(x, y, self.dim) for graft in self.live]
+            additions = [addition for addition in found if addition is not None]
+            result = fused.blend(y, additions, self.dim) if additions else y
         if any(graft.fault is not None for graft in self.live):
             self.refresh()
-        return out
+        return result
 
     @_outside_compiled()
     def _read(self, output: Any) -> None:
@@ -161,30 +160,26 @@ class KasminaLayer(nn.Module):
     def _sample(self, y: Tensor) -> None:
         if y.numel() == 0:
             return  # An expert without tokens has nothing to tell.
-        if not _recomputing():
-            self.readings.read_activation(y.detach(), self.dim)
+        if _recomputing():
+            kept = read_again(y, self.dim) if self._fully else None
+        else:
+            self._fully = bool(self.samples[0] % FULLY_EVERY == 0)
+            kept = self.readings.read_activation(y.detach(), self.dim, fully=self._fully)
             self.samples[_FORWARD] += 1
         if y.requires_grad and torch.is_grad_enabled():
-            y.register_hook(self._sample_gradient)  # type: ignore[no-untyped-call]
+            y.register_hook(partial(self._sample_gradient, kept if self._fully else None))  # type: ignore[no-untyped-call]
 
-    def _sample_gradient(self, grad: Tensor) -> None:
-        self.readings.read_gradient(grad, self.dim)
+    def _sample_gradient(self, kept: Kept | None, grad: Tensor) -> None:
+        self.readings.read_gradient(grad, self.dim, kept)
         self.samples[_GRADIENT] += 1
 
-    def drain_health(self) -> Tensor:
-        """Return the mean health since the last call, [chunks, metrics] on the CPU; NaN where not sampled."""
-        statistics, norms = self.readings.take_statistics(), self.readings.take_norms()
-        if statistics is not None:
-            self.health[:, _FORWARD] += statistics
-        if norms is not None:
-            self.health[:, _GRADIENT] += norms
-        mean = self.health.cpu() / torch.from_numpy(self.samples).float()
+    def clear_health(self) -> None:
+        """Begin anew."""
         self.health.zero_()
         self.samples[:] = 0
-        return mean
 
     def take_health(self, mean_SM: Tensor) -> None:
-        """Replace the health since the last drain by a mean, [chunks, metrics], NaN where not sampled."""
+        """Replace the health since the last drain by a mean, [R, metrics], NaN where not sampled."""
         self.health.copy_(mean_SM.nan_to_num(0.0))
         self.samples[:] = (~mean_SM.isnan()).any(0).numpy()
 

@@ -185,11 +185,13 @@ def kernel_id(ir: BlueprintIR, site: SiteShape, dims: dict[str, int]) -> str:
 
 def _warm_up(kernel: Kernel, site: SiteShape) -> None:
     # The default precision is the whole process's: a trainer in bfloat16 sets and resets it while this thread works.
-    child = kernel.make(0, torch.device("cpu")).float()
+    # In evaluation: in training a child may count what it sees, or speak to the other ranks.
+    child = kernel.make(0, torch.device("cpu")).float().eval()
     # Backwards too: what torch prepares once for each kind of operation would otherwise be paid by the first step.
     with torch.enable_grad():
         result = child(example(site, kernel.ir).requires_grad_())
-        result.sum().backward()
+        if result.requires_grad:
+            result.sum().backward()
     if not torch.isfinite(result).all():
         raise KernelError(f"{kernel.kernel_id} returned a non-finite value in its warm-up.")
 

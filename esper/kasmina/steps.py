@@ -1,16 +1,22 @@
 """What the seeds do between boundaries: sample health, move alpha, count steps."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from esper.kasmina.bank import SeedBank
 from esper.kasmina.graft import Graft
 from esper.kasmina.layer import KasminaLayer
-from esper.kasmina.readings import digest
+from esper.kasmina.readings import ONCE, digest, summed_up
 from esper.kasmina.strategies import GraftingStrategy, GraftObservation, make_strategy
+from esper.kasmina.telemetry import COLUMN
+from esper.kasmina.trends import remember, slopes
 from esper.leyline.events import Fault
 from esper.leyline.ids import SeedId
 from esper.leyline.states import SeedState
@@ -135,9 +141,42 @@ class SeedStepper:
         self.load_state_dict(state)
 
 
-def drain_health(layer: KasminaLayer) -> Tensor:
-    """Return the layer's mean health since the last call, [chunks, metrics] on the CPU; NaN where not sampled."""
-    return layer.drain_health()
+def boundary_health(layers: Sequence[KasminaLayer]) -> list[NDArray[np.float32]]:
+    """Return each layer's health at a boundary, [R, metrics and trends]; NaN where not sampled.
+
+    It is drained, and the trends remember it: call this once per boundary.
+    """
+    means = [mean.numpy() for mean in drain_health(layers)]
+    for layer, mean in zip(layers, means, strict=True):
+        layer.history = remember(layer.history, mean)
+    found, ends = slopes([layer.history for layer in layers]), np.cumsum([len(mean) for mean in means])
+    return [np.concatenate([m, found[end - len(m) : end]], axis=1) for m, end in zip(means, ends, strict=True)]
+
+
+def drain_health(layers: Sequence[KasminaLayer]) -> list[Tensor]:
+    """Return each layer's mean health since the last call, [R, metrics] on the CPU; NaN where not sampled."""
+    digest(layer.readings for layer in layers)
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for place, layer in enumerate(layers):
+        groups[(layer.health.device, *layer.readings.alike)].append(place)
+    means: dict[int, Tensor] = {}
+    for places in groups.values():
+        means |= zip(places, _mean_health([layers[place] for place in places]), strict=True)
+    return [means[place] for place in range(len(layers))]
+
+
+def _mean_health(alike: Sequence[KasminaLayer]) -> Iterable[Tensor]:
+    """Drain layers that have read alike: few operations, and one transfer from the device, for all of them."""
+    sums_LRM = torch.stack([layer.health for layer in alike])
+    for metric, values_LR in summed_up([layer.readings for layer in alike]).items():
+        sums_LRM[..., COLUMN[metric]] += values_LR
+        if metric in ONCE:
+            for layer in alike:
+                layer.samples[COLUMN[metric]] += 1
+    counts_L1M = torch.from_numpy(np.stack([layer.samples for layer in alike])).float()[:, None]
+    for layer in alike:
+        layer.clear_health()
+    return (sums_LRM.cpu() / counts_L1M).unbind()
 
 
 def _rms_gradient(module: nn.Module) -> float:

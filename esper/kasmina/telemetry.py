@@ -1,6 +1,7 @@
-"""Health of a layer's chunks, computed on the device in one vectorised pass.
+"""Health of a layer's chunks, computed on the device in one vectorised pass; `docs/telemetry.md` has every equation.
 
-Shapes: y is [N, F] after flattening (N samples, F features); results are [S], one row per chunk.
+Shapes: N samples, F features, S chunks, L readings. Results have R rows: one per chunk, and behind several chunks one
+for the whole site. With one chunk R is 1.
 """
 
 import math
@@ -14,17 +15,23 @@ METRICS = (
     "chunk_variance",
     "dead_node_ratio",
     "avg_inter_node_correlation",
+    "saturation",
     "gradient_norm",
+    "gradient_norm_variance",
+    "effective_rank",
+    "growth_potential",
     "newborn_incumbent_ratio",
 )
 COLUMN = MappingProxyType({name: index for index, name in enumerate(METRICS)})
-FORWARD_METRICS = METRICS[:4]
+FORWARD_METRICS = METRICS[:5]
 MAX_ROWS, MIN_ROWS = 128, 32
 """Most samples that one reading of a layer's statistics uses, and most in a layer too wide for `MAX_VALUES`."""
 MAX_VALUES = 2**13
 """Most values of one reading, where that leaves `MIN_ROWS`."""
 DEAD_VARIANCE = 1e-10
 """A feature whose variance over the samples is below this is dead."""
+SATURATION_BAND = 0.01
+"""A value is saturated when it is nearer to an end of its feature's range than this share of the range."""
 
 
 def chunk_span(features: int, chunks: int, chunk: int) -> tuple[int, int]:
@@ -63,21 +70,21 @@ def sampled_rows(y: Tensor, dim: int) -> Tensor:
 
 
 def chunk_statistics(rows_NF: Tensor, chunks: int) -> Tensor:
-    """Return [S, 4]: mean, variance, dead ratio and mean correlation inside each chunk.
+    """Return [R, 5]: mean, variance, dead ratio, mean correlation and saturation of each chunk.
 
     The mean correlation of k standardised features z is `(mean((sum z)^2) - k) / (k (k - 1))`, and 0 for k < 2.
 
     Example:
-        >>> chunk_statistics(torch.tensor([[1.0, 1.0, 5.0, 5.0], [3.0, 3.0, 5.0, 5.0]]), 2).tolist()
-        [[2.0, 1.0, 0.0, 1.0], [5.0, 0.0, 1.0, 0.0]]
+        >>> chunk_statistics(torch.tensor([[1.0, 1.0, 5.0, 5.0], [3.0, 3.0, 5.0, 5.0]]), 2)[:2].tolist()
+        [[2.0, 1.0, 0.0, 1.0, 0.0], [5.0, 0.0, 1.0, 0.0, 0.0]]
     """
     return statistics_of(chunk_moments(rows_NF[None], chunks), rows_NF.shape[1])[0]
 
 
 def chunk_moments(rows_LNF: Tensor, chunks: int) -> Tensor:
-    """Return [L, 4, S]: the sums that the statistics of L readings are made of.
+    """Return [L, 5, R]: the sums that the statistics of L readings are made of.
 
-    Sums over a chunk's features of mean, variance and whether it is alive, and `mean((sum z)^2)`.
+    Sums over a chunk's features of mean, variance, whether it is alive and its saturated share, and `mean((sum z)^2)`.
     """
     mean_LF = rows_LNF.mean(1)
     centred_LNF = rows_LNF - mean_LF[:, None]
@@ -85,31 +92,42 @@ def chunk_moments(rows_LNF: Tensor, chunks: int) -> Tensor:
     variance_LF = centred_LNF.square().mean(1)
     alive_LF = variance_LF >= DEAD_VARIANCE
     scale_LF = torch.where(alive_LF, variance_LF.rsqrt(), 0.0)
-    sums_L3S = sum_chunks(torch.stack([mean_LF, variance_LF, alive_LF.float()], dim=1), chunks)
-    # A product with a vector is one pass over the rows; by chunks there is no such product.
-    if chunks == 1:
-        total_LNS = centred_LNF @ scale_LF[:, :, None]
-    else:
-        total_LNS = sum_chunks(centred_LNF.mul_(scale_LF[:, None]), chunks)
-    moments: Tensor = torch.cat([sums_L3S, total_LNS.square().mean(1, keepdim=True)], dim=1)
-    return moments
+    sums_L4F = torch.stack([mean_LF, variance_LF, alive_LF.float(), _saturated(centred_LNF)], dim=1)
+    # On a CPU faster than a product with a vector, and the same for any number of chunks.
+    total_LNS = sum_chunks(centred_LNF.mul_(scale_LF[:, None]), chunks)
+    return moments_of(sum_chunks(sums_L4F, chunks), total_LNS)
+
+
+def _saturated(centred_LNF: Tensor) -> Tensor:
+    """Return [L, F]: the share of the samples, but for the two extremes, at an end of the feature's range."""
+    low_LF, high_LF = centred_LNF.amin(1), centred_LNF.amax(1)
+    middle_LF, reach_LF = (low_LF + high_LF) / 2, (high_LF - low_LF) * (0.5 - SATURATION_BAND)
+    # In place on floats: a tensor of bools takes longer to make, and to add up.
+    count_LF = (centred_LNF - middle_LF[:, None]).abs_().ge_(reach_LF[:, None]).sum(1)
+    return (count_LF - 2).clamp_min_(0.0) / max(centred_LNF.shape[1] - 2, 1)
+
+
+def moments_of(sums_L4S: Tensor, total_LNS: Tensor) -> Tensor:
+    """Return the moments of the chunks, and of the whole site, from their sums and each sample's `sum z`."""
+    squares_L1R = with_whole(total_LNS).square().mean(1, keepdim=True)
+    return torch.cat([with_whole(sums_L4S), squares_L1R], dim=1)
 
 
 def statistics_of(moments: Tensor, features: int) -> Tensor:
-    """Return [..., S, 4], the statistics of `chunk_statistics`, from moments [..., 4, S]."""
-    mean, variance, alive, spread = moments.unbind(-2)
-    chunks = moments.shape[-1]
-    count = sum_chunks(moments.new_ones(features), chunks)
+    """Return [..., R, 5], the statistics of `chunk_statistics`, from moments [..., 5, R]."""
+    mean, variance, alive, saturated, spread = moments.unbind(-2)
+    rows = moments.shape[-1]
+    count = with_whole(sum_chunks(moments.new_ones(features), max(1, rows - 1)))
     correlation = torch.where(alive > 1, (spread - alive) / (alive * (alive - 1)).clamp_min(1.0), 0.0)
-    return torch.stack([mean / count, variance / count, 1.0 - alive / count, correlation], dim=-1)
+    return torch.stack([mean / count, variance / count, 1.0 - alive / count, correlation, saturated / count], dim=-1)
 
 
 def chunk_gradient_norms(grad: Tensor, dim: int, chunks: int) -> Tensor:
-    """Return [S]: Euclidean norm of the activation's gradient over each chunk of its dimension `dim`."""
+    """Return [R]: Euclidean norm of the activation's gradient over each chunk of its dimension `dim`."""
     if chunks == 1:
         norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.float32)
         return norm.reshape(1)
-    return sum_chunks(as_rows(grad, dim).square().sum(0), chunks).sqrt()
+    return with_whole(sum_chunks(as_rows(grad, dim).square().sum(0), chunks)).sqrt()
 
 
 def sum_chunks(values: Tensor, chunks: int) -> Tensor:
@@ -126,3 +144,23 @@ def sum_chunks(values: Tensor, chunks: int) -> Tensor:
     size = values.shape[-1] // chunks
     equal, last = values.tensor_split([size * (chunks - 1)], dim=-1)
     return torch.cat([equal.reshape(*equal.shape[:-1], chunks - 1, size).sum(-1), last.sum(-1, keepdim=True)], dim=-1)
+
+
+def with_whole(sums: Tensor) -> Tensor:
+    """Return [..., R] from the sums of the chunks [..., S]: behind several chunks, that of the whole site.
+
+    Example:
+        >>> with_whole(torch.tensor([3.0, 12.0])).tolist(), with_whole(torch.tensor([3.0])).tolist()
+        ([3.0, 12.0, 15.0], [3.0])
+    """
+    return sums if sums.shape[-1] == 1 else torch.cat([sums, sums.sum(-1, keepdim=True)], dim=-1)
+
+
+def row_count(chunks: int) -> int:
+    """Return R, the number of rows that a layer's health has.
+
+    Example:
+        >>> row_count(1), row_count(4)
+        (1, 5)
+    """
+    return chunks if chunks == 1 else chunks + 1

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum, unique
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Self, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,10 +24,21 @@ HEALTH_COLUMNS = (
     "chunk_variance",
     "dead_node_ratio",
     "avg_inter_node_correlation",
+    "saturation",
     "gradient_norm",
+    "gradient_norm_variance",
+    "effective_rank",
+    "growth_potential",
     "newborn_incumbent_ratio",
+    "gradient_norm_trend",
+    "dead_node_ratio_trend",
+    "effective_rank_trend",
+    "growth_potential_trend",
 )
-"""Telemetry that Kasmina always reports; further columns may join them."""
+"""Telemetry that Kasmina always reports, explained in `docs/telemetry.md`; further columns may join them."""
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+"""A part of a whole, 0 to 1."""
 
 _DTYPES = {name: np.dtype(name).newbyteorder("<") for name in get_args(DType)}
 _STATES = tuple(SeedState)
@@ -304,6 +315,8 @@ class Budget(Record):
 class SystemStatePacket(Message):
     """Everything that a policy may decide on, taken at one boundary.
 
+    Version 1.1 adds `site_paths`, `site_health` and `memory_pressure`.
+
     Args:
         run_id: the run.
         current_epoch: epoch that just ended, from 0.
@@ -313,7 +326,10 @@ class SystemStatePacket(Message):
         metrics: other metrics of the task by name, e.g. `validation_accuracy` (0 to 1).
         hardware_context: device of the run.
         seed_states: every seed, one row each.
-        health_map: telemetry, no rows or one per seed.
+        health_map: telemetry, no rows or one per seed: that of the seed's chunk.
+        site_paths: module paths of the rows of `site_health`.
+        site_health: the same telemetry of whole sites, one row each.
+        memory_pressure: share of each device's memory that is in use, 0 to 1, by device: `cpu` is the machine itself.
         edges: topology over seeds and layers.
         sites: the places that carry seeds.
         last_decisions: explanations of the latest decisions, oldest first.
@@ -321,6 +337,8 @@ class SystemStatePacket(Message):
         budget: what growth may still spend.
     """
 
+    SCHEMA: ClassVar[str] = "1.1"
+    schema_version: str = "1.1"
     run_id: str
     current_epoch: int = Field(ge=0)
     global_step: int = Field(ge=0)
@@ -330,6 +348,9 @@ class SystemStatePacket(Message):
     hardware_context: HardwareContext = HardwareContext(device_type="cpu")
     seed_states: SeedTable = SeedTable()
     health_map: HealthMap = HealthMap()
+    site_paths: tuple[str, ...] = ()
+    site_health: HealthMap = HealthMap()
+    memory_pressure: dict[str, Share] = Field(default_factory=dict)
     edges: Edges = Edges()
     sites: tuple[SiteInfo, ...] = ()
     last_decisions: tuple[str, ...] = ()
@@ -367,8 +388,9 @@ class SystemStatePacket(Message):
     def _consistent(self) -> Self:
         """Refuse telemetry of another number of seeds, and edges or evidence that point nowhere."""
         rows = len(self.seed_states)
-        for name, column in self.health_map.columns.items():
-            _check_column(name, column, "float32", rows)
+        for health, length in ((self.health_map, rows), (self.site_health, len(self.site_paths))):
+            for name, column in health.columns.items():
+                _check_column(name, column, "float32", length)
         nodes = rows + len(self.edges.layers)
         for ends in (self.edges.src.numpy(), self.edges.dst.numpy()):
             if ends.size and not 0 <= ends.min() <= ends.max() < nodes:

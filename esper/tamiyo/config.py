@@ -62,7 +62,7 @@ class TamiyoConfig(Settings):
 
     Args:
         policy: `off`, `random`, `schedule` or `heuristic` (the live trial).
-        menu: names of the blueprints that may grow; None takes every one that fits.
+        menu: names of the blueprints that may grow; None takes the standard ten, `esper.blueprints.STANDARD`.
         budget: parameters that growth may add: a count, or a fraction of the host's when below 1.
         proxy: parameters of each proxy of a trial: a count, or a fraction of the host's when below 1.
         start: when the first germination may happen.

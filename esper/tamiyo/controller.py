@@ -263,6 +263,7 @@ class TamiyoController:
             report = self._field_report(event)
             self.reports.append(report)
             self.tell(report)
+            self.store.report(report)
 
     def _field_report(self, event: SeedTransitioned) -> FieldReport:
         record = self.bank.records[SeedId.parse(event.seed_id)]

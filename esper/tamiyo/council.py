@@ -116,14 +116,14 @@ class Council:
         layers = list(self.bank.all_layers())
         if not layers:
             return
-        own = [drain_health(layer) for layer in layers]
+        own = drain_health(layers)
         flat = torch.cat([mean.flatten() for mean in own])
         sampled = ~flat.isnan()
         numbers = torch.tensor(self.ranks.total([*flat.nan_to_num(0.0).tolist(), *sampled.tolist()]))
         sums, counts = numbers.tensor_split(2)
         means = torch.split(sums / counts, [part.numel() for part in own])
         for layer, mean in zip(layers, means, strict=True):
-            layer.take_health(mean.view(layer.chunks, -1))
+            layer.take_health(mean.view_as(layer.health))
 
     def compare(self, module: nn.Module, where: str) -> None:
         """Check that all ranks hold the same topology, seeds and weights.

@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from esper.blueprints import BlueprintIR, Library, cost, fit_dims, why_not
+from esper.blueprints import STANDARD, BlueprintIR, Library, cost, fit_dims, why_not
 from esper.blueprints.ir import Placement
 from esper.leyline.commands import KasminaControlCommand
 from esper.leyline.errors import BlueprintError
@@ -44,7 +44,7 @@ class Menu:
 
     Args:
         library: where they are defined.
-        names: which of them; None takes all.
+        names: which of them; None takes the standard ones.
 
     Raises:
         BlueprintError: a name is unknown.
@@ -53,13 +53,13 @@ class Menu:
     def __init__(self, library: Library, names: Sequence[str] | None = None) -> None:
         """Check the names."""
         self.library = library
-        self.names = tuple(names if names is not None else library.names())
+        self.names = tuple(names if names is not None else STANDARD)
         for name in self.names:
             library[name]
 
     def offer(self, site: Site, blueprint: str, max_params: int) -> Offer | None:
         """Return the largest child of at most `max_params` parameters, or None if none fits or it is under embargo."""
-        ir = self._placed(self.library[blueprint].ir, site)
+        ir = placed(self.library[blueprint].ir, site)
         if ir is None or blueprint in site.closed or why_not(ir, site.shape) is not None:
             return None
         try:
@@ -76,15 +76,21 @@ class Menu:
         found = (self.offer(site, name, max_params) for name in self.names)
         return [offer for offer in found if offer is not None]
 
-    def _placed(self, ir: BlueprintIR, site: Site) -> BlueprintIR | None:
-        """Place the child where the site lets it read: the input of a block, else what the blueprint declares."""
-        readable = site.same_grid and site.shape.d_in > 0
-        allowed = (ir.reads, *ir.also_reads)
-        parallel = readable and site.shape.kind in _PARALLEL_KINDS and site.shape.layout != "bchw"
-        wanted = "input" if parallel and "input" in allowed else ir.reads
-        if wanted == "input" and not readable:
-            wanted = "output"
-        return ir.reading(wanted) if wanted in allowed else None
+
+def placed(ir: BlueprintIR, site: Site) -> BlueprintIR | None:
+    """Place a child where the site lets it read: the input of a block, else what the blueprint declares; None nowhere.
+
+    Args:
+        ir: the blueprint.
+        site: where it may grow.
+    """
+    readable = site.same_grid and site.shape.d_in > 0
+    allowed = (ir.reads, *ir.also_reads)
+    parallel = readable and site.shape.kind in _PARALLEL_KINDS and site.shape.layout != "bchw"
+    wanted = "input" if parallel and "input" in allowed else ir.reads
+    if wanted == "input" and not readable:
+        wanted = "output"
+    return ir.reading(wanted) if wanted in allowed else None
 
 
 def germinate(offer: Offer, *, seed: int, group: str = "", strategy: str = "") -> KasminaControlCommand:

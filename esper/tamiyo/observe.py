@@ -4,13 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import psutil
 import torch
+from numpy.typing import NDArray
 
 from esper.kasmina.bank import SeedBank
 from esper.kasmina.lifecycle import stage_complete
 from esper.kasmina.record import SeedRecord
-from esper.kasmina.steps import drain_health
+from esper.kasmina.steps import boundary_health
 from esper.kasmina.telemetry import METRICS
+from esper.kasmina.trends import TREND_METRICS
 from esper.kasmina.writer import Moment, SeedWriter
 from esper.leyline.ids import SeedId
 from esper.leyline.packets import HealthMap, SeedTable, SystemStatePacket
@@ -18,6 +21,7 @@ from esper.leyline.reports import HardwareContext, SiteInfo
 from esper.leyline.states import SeedState
 from esper.tamiyo.contracts import SeedStatus, Site
 
+_COLUMNS = METRICS + TREND_METRICS
 _ENDED = frozenset({SeedState.FOSSILIZED, SeedState.ROLLED_BACK})
 
 
@@ -96,7 +100,8 @@ def packet(
     metrics: Mapping[str, float] | None = None,
     last_decisions: Sequence[str] = (),
 ) -> SystemStatePacket:
-    """Return the state of the system at a boundary."""
+    """Return the state of the system at a boundary; the health since the last one is taken, so ask once."""
+    seeds, whole = _health(bank)
     return SystemStatePacket(
         run_id=moment.run_id,
         current_epoch=moment.epoch,
@@ -106,7 +111,10 @@ def packet(
         metrics=dict(metrics or {}),
         hardware_context=hardware(bank),
         seed_states=_seed_table(bank, writer),
-        health_map=_health(bank),
+        health_map=seeds,
+        site_paths=tuple(layer.path for layer in bank.all_layers()),
+        site_health=whole,
+        memory_pressure=memory_pressure(bank),
         last_decisions=tuple(last_decisions),
     )
 
@@ -128,11 +136,30 @@ def _seed_table(bank: SeedBank, writer: SeedWriter) -> SeedTable:
     )
 
 
-def _health(bank: SeedBank) -> HealthMap:
-    """Return one row per seed; every slot of a chunk shows the chunk's health."""
-    by_layer = {layer.path: drain_health(layer).numpy() for layer in bank.all_layers()}
-    rows = np.stack([by_layer[seed.layer][seed.chunk] for seed in bank.rows]) if bank.rows else np.zeros((0, 6))
-    return HealthMap.of(**{name: rows[:, column] for column, name in enumerate(METRICS)})
+def _health(bank: SeedBank) -> tuple[HealthMap, HealthMap]:
+    """Return one row per seed, where every slot of a chunk shows the chunk's health, and one per site."""
+    layers = list(bank.all_layers())
+    found = boundary_health(layers)
+    by_layer = {layer.path: health for layer, health in zip(layers, found, strict=True)}
+    return (
+        _table([by_layer[seed.layer][seed.chunk] for seed in bank.rows]),
+        _table([health[-1] for health in found]),
+    )
+
+
+def _table(rows: Sequence[NDArray[np.float32]]) -> HealthMap:
+    table = np.stack(rows) if rows else np.zeros((0, len(_COLUMNS)))
+    return HealthMap.of(**{name: table[:, column] for column, name in enumerate(_COLUMNS)})
+
+
+def memory_pressure(bank: SeedBank) -> dict[str, float]:
+    """Return the share of memory in use, 0 to 1, of the machine and of every CUDA device that carries seeds."""
+    found = {"cpu": psutil.virtual_memory().percent / 100}
+    for device in {layer.health.device for layer in bank.all_layers()}:
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            found[str(device)] = 1.0 - free / total
+    return dict(sorted(found.items()))
 
 
 def hardware(bank: SeedBank) -> HardwareContext:
@@ -149,4 +176,5 @@ def hardware(bank: SeedBank) -> HardwareContext:
             supports_bf16=torch.cuda.is_bf16_supported(),
             supports_quantization=True,
         )
-    return HardwareContext(device_type=device.type, supports_bf16=True)
+    free = psutil.virtual_memory().available
+    return HardwareContext(device_type=device.type, memory_available_gb=free / 2**30, supports_bf16=True)

@@ -72,9 +72,10 @@ class SharedFaults:
 class ChildGradients:
     """Averages the children's gradients over the ranks, together with their faults, in one message.
 
-    The message is one flat vector: a fault flag per child, a presence flag per parameter, and all gradients. A
-    gradient that is missing on some rank counts as zero there; one that is missing on all stays missing, so that the
-    optimizer leaves its parameter alone as it would in a single process.
+    The message is one flat vector: a fault flag per child, a presence flag per parameter, all gradients, and the
+    running means that some children keep, which each rank takes from its own data. A gradient that is missing on some
+    rank counts as zero there; one that is missing on all stays missing, so that the optimizer leaves its parameter
+    alone as it would in a single process.
 
     Args:
         bank: seeds of the model.
@@ -100,11 +101,12 @@ class ChildGradients:
                 graft.child.zero_grad()
 
     def average(self, grafts: Sequence[Graft], flags: Sequence[int] = ()) -> list[float]:
-        """Average the gradients of some children in place; return the flags' sums over the ranks."""
+        """Average the gradients and running states of some children in place; return the flags' sums over the ranks."""
         parameters = [p for graft in grafts for p in graft.child.parameters() if p.requires_grad]
         if self.ranks.alone or not grafts:
             return list(flags)
-        flat = _flatten(parameters, flags, grafts[0].alpha.device)
+        states = [b for graft in grafts for b in graft.child.buffers() if b.is_floating_point()]
+        flat = _flatten(parameters, flags, states, grafts[0].alpha.device)
         self.ranks.add_up(flat)
         counts = flat[: len(flags) + len(parameters)].tolist()
         at = len(counts)
@@ -112,15 +114,20 @@ class ChildGradients:
             mean = flat[at : at + parameter.numel()] / self.ranks.size
             parameter.grad = mean.view_as(parameter).to(parameter.dtype) if present else None
             at += parameter.numel()
+        for state in states:
+            state.copy_((flat[at : at + state.numel()] / self.ranks.size).view_as(state))
+            at += state.numel()
         return [float(count) for count in counts[: len(flags)]]
 
 
-def _flatten(parameters: Sequence[nn.Parameter], flags: Sequence[int], device: torch.device) -> Tensor:
+def _flatten(
+    parameters: Sequence[nn.Parameter], flags: Sequence[int], states: Sequence[Tensor], device: torch.device
+) -> Tensor:
     wide = torch.float64 if any(p.dtype is torch.float64 for p in parameters) else torch.float32
     present = [int(p.grad is not None) for p in parameters]
     heads = torch.tensor([*flags, *present], dtype=wide, device=device)
     grads = (p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters)
-    return torch.cat([heads, *(grad.detach().reshape(-1).to(wide) for grad in grads)])
+    return torch.cat([heads, *(tensor.detach().reshape(-1).to(wide) for tensor in (*grads, *states))])
 
 
 def fingerprint(module: nn.Module, bank: SeedBank) -> dict[str, int]:

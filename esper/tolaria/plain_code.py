@@ -112,8 +112,9 @@ def _call(title: str, child: Planted) -> str:
 
 def _class(title: str, child: Planted, path: str) -> str:
     try:
-        traced = fx.symbolic_trace(_alone(child.child))
-        code = traced.graph.python_code("self").src
+        network = _alone(child.child)
+        graph = _Tracer().trace(network)
+        code = graph.python_code("self").src
     except Exception as error:  # a tracer may fail in any way
         raise ConfigError(
             f"the child at {path!r} cannot be written as plain code ({error}); export to a .pt2 or .onnx file."
@@ -126,16 +127,22 @@ def _class(title: str, child: Planted, path: str) -> str:
         "",
         "    def __init__(self) -> None:",
         "        super().__init__()",
-        *(f"        {line}" for line in _parts(traced)),
+        *(f"        {line}" for line in _parts(graph, network)),
         "",
         *(f"    {line}".rstrip() for line in _tidy(code)),
     ]
     return "\n".join(lines) + "\n\n\n"
 
 
+class _Tracer(fx.Tracer):
+    """Reads buffers as it reads parameters: where they are, not what they hold."""
+
+    proxy_buffer_attributes = True
+
+
 def _alone(network: nn.Module) -> nn.Module:
-    """Return a copy without hooks: what has grown inside a child is planted by itself."""
-    twin = copy.deepcopy(network)
+    """Return a copy in evaluation and without hooks: what has grown inside a child is planted by itself."""
+    twin = copy.deepcopy(network).eval()
     for module in twin.modules():
         module._forward_hooks.clear()
     return twin
@@ -149,29 +156,36 @@ def _tidy(code: str) -> list[str]:
     return [line for line in bare.splitlines() if line.strip()]
 
 
-def _parts(traced: fx.GraphModule) -> Iterator[str]:
-    """Yield the statements that make the modules and parameters which the code mentions."""
+def _parts(graph: fx.Graph, network: nn.Module) -> Iterator[str]:
+    """Yield the statements that make what the code mentions, and the state that only training used."""
+    mentioned = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    wanted = dict.fromkeys(str(node.target) for node in mentioned)
+    wanted |= dict.fromkeys(name for name in network.state_dict() if not any(_is_in(name, path) for path in wanted))
     made = set[str]()
-    for node in traced.graph.nodes:
-        if node.op not in ("call_module", "get_attr") or node.target in made:
-            continue
-        *around, _ = node.target.split(".")
+    for target in wanted:
+        *around, _ = target.split(".")
         for depth in range(1, len(around) + 1):
             holder = ".".join(around[:depth])
             if holder not in made:
                 made.add(holder)
                 yield f"self.{holder} = nn.Module()"
-        made.add(node.target)
-        yield f"self.{node.target} = {_constructor(traced, node)}"
+        yield _constructor(network, target)
 
 
-def _constructor(traced: fx.GraphModule, node: fx.Node) -> str:
-    if node.op == "get_attr":
-        parameter = traced.get_parameter(str(node.target))
-        return f"nn.Parameter(torch.empty({tuple(parameter.shape)}))"
-    module = traced.get_submodule(str(node.target))
+def _is_in(name: str, path: str) -> bool:
+    return name == path or name.startswith(f"{path}.")
+
+
+def _constructor(network: nn.Module, target: str) -> str:
+    tensor = dict([*network.named_parameters(), *network.named_buffers()]).get(target)
+    if isinstance(tensor, nn.Parameter):
+        return f"self.{target} = nn.Parameter(torch.empty({tuple(tensor.shape)}))"
+    if tensor is not None:
+        holder, dot, name = target.rpartition(".")
+        return f"self{dot}{holder}.register_buffer({name!r}, torch.empty({tuple(tensor.shape)}))"
+    module = network.get_submodule(target)
     # Torch's own layers print themselves as their constructor's call; older releases know no bias without affine.
-    return "nn." + re.sub(r"(affine=False), bias=\w+", r"\1", repr(module))
+    return f"self.{target} = nn." + re.sub(r"(affine=False), bias=\w+", r"\1", repr(module))
 
 
 @torch.no_grad()
@@ -187,9 +201,8 @@ def _verify(source: str, written: dict[str, Planted]) -> None:
         ) from error
     for title, child in written.items():
         twin, network = copies[title], _alone(child.child)
-        twin.load_state_dict(network.state_dict())
-        dtype = next((p.dtype for p in network.parameters()), torch.float32)
-        twin.to(next(iter(network.parameters()), torch.zeros(())).device, dtype).eval()
+        twin.load_state_dict(network.state_dict(), assign=True)
+        twin.eval()
         if isinstance(network, Child) and not _agree(network, twin):
             raise CheckpointError(f"the code written for {network.ir.full_name} does not compute what it computes.")
 

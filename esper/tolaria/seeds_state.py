@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from esper.kasmina.bank import SeedBank, layer_name
@@ -43,6 +44,7 @@ def _layer_state(layer: KasminaLayer) -> dict[str, Any]:
         "gradient_seen": layer.gradient_seen,
         "probing": layer.probing,
         "health": _kept(layer.health),
+        "history": torch.from_numpy(layer.history.copy()),
         "samples": [float(count) for count in layer.samples],
         # Kept apart, as the layer does: put together now they would give other sums, in the last bit.
         "readings": {name: _plain(value) for name, value in vars(layer.readings).items()},
@@ -63,7 +65,10 @@ def _restore_layer(layer: KasminaLayer, saved: Mapping[str, Any]) -> None:
     layer.facts = SiteFacts(*saved["facts"]) if saved["facts"] is not None else None
     layer.refusal, layer.gradient_seen, layer.probing = saved["refusal"], saved["gradient_seen"], saved["probing"]
     layer.fired.update(zip((True, False), saved["fired"], strict=True))
+    if saved["health"].shape != layer.health.shape:
+        return  # An earlier release knew other signals: its sums mean something else.
     layer.health.copy_(saved["health"])
+    layer.history = saved["history"].numpy().copy()
     layer.samples[:] = saved["samples"]
     vars(layer.readings).update({name: _on(value, layer.health) for name, value in saved["readings"].items()})
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import esper
-from esper.blueprints import load_library
+from esper.blueprints import STANDARD, load_library
 from esper.kasmina.library_store import LibraryKernelStore
 from esper.kasmina.wrapper import MorphableModel
 from esper.kasmina.writer import Moment, SeedWriter
@@ -17,7 +17,7 @@ from esper.tamiyo import observe
 from esper.tamiyo.menu import Menu, germinate
 from tests.compat.case import Case, call, fresh
 
-PER_TOKEN = tuple(b.ir.name for b in load_library() if b.ir.name not in ("BP-ATTN-STD", "BP-CONV-CAUSAL"))
+PER_TOKEN = tuple(name for name in STANDARD if name not in ("BP-ATTN-STD", "BP-CONV-CAUSAL"))
 """Blueprints whose children compute each token alone."""
 
 _MOST_PARAMS = 3000

@@ -13,6 +13,7 @@ from esper.blueprints import build, cost, load_library, why_not
 from esper.kasmina.kernels import Kernel, KernelRequest, KernelStore
 from esper.kasmina.library_store import kernel_id
 from esper.kasmina.steps import SeedStepper
+from esper.kasmina.telemetry import COLUMN, FORWARD_METRICS
 from esper.kasmina.wrapper import MorphableModel, wrap
 from esper.kasmina.writer import Moment, SeedWriter
 from esper.leyline.commands import KasminaControlCommand
@@ -20,6 +21,8 @@ from esper.leyline.errors import KernelError
 from esper.leyline.events import SeedTransitioned
 from esper.leyline.ids import SeedId
 from esper.leyline.states import Reason, SeedCommand, SeedState
+
+collect_ignore = ["gpu_code.py"]  # imports Triton, which is no part of the environment
 
 LIBRARY = load_library()
 C, S = SeedCommand, SeedState
@@ -171,6 +174,13 @@ def wake(graft: Any, scale: float = 0.3) -> Any:
         for parameter in graft.child.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return graft
+
+
+def counts(layer: Any) -> tuple[int, ...]:
+    """How often a layer's activation, its gradient and its newborns' ratio were sampled since the last boundary."""
+    forward = {int(layer.samples[COLUMN[name]]) for name in FORWARD_METRICS}
+    assert len(forward) == 1
+    return (*forward, *(int(layer.samples[COLUMN[name]]) for name in ("gradient_norm", "newborn_incumbent_ratio")))
 
 
 def mlp(seed: int = 0) -> nn.Sequential:

@@ -1,11 +1,13 @@
 from collections import OrderedDict
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from esper.blueprints import SiteShape, load_library
-from esper.kasmina.cache import KernelCache
+from esper.kasmina.cache import SHARE, KernelCache, free_memory, soft_limit
 from esper.kasmina.kernels import Kernel, KernelRequest
 
 IR = load_library()["BP-NORM-RMS"].ir
@@ -51,7 +53,9 @@ def test_least_recently_used_leave_first(limit, steps):
         assert cache.nbytes == sum(model.values())
         assert len(cache) == len(model)
         assert cache.nbytes <= limit or len(cache) == 1
-    assert (cache.hits, cache.misses) == (hits, misses)
+    counts = cache.counts()
+    assert (counts.hits, counts.misses, counts.kernels, counts.nbytes) == (hits, misses, len(cache), cache.nbytes)
+    assert counts.hit_rate == (hits / (hits + misses) if hits + misses else 1.0)
 
 
 def test_a_hit_makes_a_kernel_young_again():
@@ -72,3 +76,61 @@ def test_the_bound_is_on_bytes_not_on_the_count():
     assert len(cache) == 51
     cache.put(request(501), kernel(501, 5000))
     assert (len(cache), cache.nbytes) == (1, 5000)
+
+
+@given(most=st.integers(0, 10**12), held=st.integers(0, 10**12), free=st.integers(0, 10**12))
+def test_the_limit_follows_the_free_memory_and_not_the_cache(most, held, free):
+    limit = soft_limit(most, held, free)
+    assert 0 <= limit <= most
+    assert limit <= SHARE * (held + free)
+    given_up = held // 2
+    assert soft_limit(most, held - given_up, free + given_up) == limit
+    assert soft_limit(most, held, free + 1) >= limit
+
+
+def test_it_shrinks_while_memory_is_scarce_and_grows_again():
+    """What the cache holds is not free; what it gives up is."""
+    without_cache = 10_000
+    cache = KernelCache(100, free=lambda: without_cache - cache.nbytes)
+    for number in range(1, 11):
+        cache.put(request(number), kernel(number, 10))
+    assert (len(cache), cache.counts().limit) == (10, 100)
+    without_cache = 400
+    assert cache.shrink() == 6
+    assert [number for number in range(1, 11) if request(number) in cache] == [7, 8, 9, 10]
+    assert cache.counts()[2:] == (6, 4, 40, 40)
+    assert cache.shrink() == 0
+    cache.put(request(1), kernel(1, 10))
+    assert (len(cache), request(7) in cache) == (4, False)
+    without_cache = 10_000
+    for number in range(11, 21):
+        cache.put(request(number), kernel(number, 10))
+    assert len(cache) == 10
+
+
+def test_without_any_memory_the_last_kernel_is_still_held():
+    cache = KernelCache(100, free=lambda: 0)
+    for number in (1, 2):
+        cache.put(request(number), kernel(number, 10))
+    cache.shrink()
+    assert (len(cache), request(2) in cache) == (1, True)
+
+
+def test_a_kernel_that_failed_is_no_eviction_for_want_of_room():
+    cache = KernelCache(100)
+    cache.put(request(1), kernel(1, 10))
+    cache.evict("k1")
+    assert cache.counts() == (0, 0, 0, 0, 0, 100)
+
+
+def test_the_machine_has_free_memory():
+    assert 0 < free_memory() == pytest.approx(free_memory(torch.device("cpu")), rel=0.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_device_has_free_memory_of_its_own():
+    free, total = torch.cuda.mem_get_info()
+    assert 0 < free_memory("cuda") <= total
+    held = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    assert free_memory("cuda") <= free - held.numel() // 2

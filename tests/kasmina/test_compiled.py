@@ -1,7 +1,10 @@
 """A compiled kernel in a child: the eager child's results wherever it was compiled for, the eager child elsewhere."""
 
 import copy
+import hashlib
+import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -162,7 +165,25 @@ def test_a_wiring_that_leads_nowhere_is_refused(kernel: tuple[Path, KernelManife
 
 
 def test_files_that_are_no_libraries_are_refused(kernel: tuple[Path, KernelManifest], tmp_path: Path) -> None:
-    (tmp_path / "fw.so").write_bytes(b"not a library")
-    (tmp_path / "bw.so").write_bytes(b"not a library")
-    with pytest.raises(KernelError, match="cannot be loaded"):
+    garbage = b"not a library"
+    for name in ("fw.so", "bw.so"):
+        (tmp_path / name).write_bytes(garbage)
+    with pytest.raises(KernelError, match="changed since it was verified"):
         CompiledPair(tmp_path, kernel[1])
+    files = {name: hashlib.sha256(garbage).hexdigest() for name in ("fw.so", "bw.so")}
+    with pytest.raises(KernelError, match="cannot be loaded"):
+        CompiledPair(tmp_path, kernel[1].model_copy(update={"files": files}))
+    with pytest.raises(KernelError, match="cannot be read"):
+        CompiledPair(tmp_path / "nowhere", kernel[1])
+
+
+def test_damage_to_its_files_does_not_reach_a_loaded_kernel(
+    kernel: tuple[Path, KernelManifest], tmp_path: Path
+) -> None:
+    folder, manifest = kernel
+    shutil.copytree(folder, tmp_path / "own")
+    eager, child = twins((tmp_path / "own", manifest))
+    for name in ("fw.so", "bw.so"):
+        os.truncate(tmp_path / "own" / name, 0)
+    for found, expected in zip(results(child, batch(2)), results(eager, batch(2)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.blueprints import load_library
+from esper.blueprints import STANDARD, load_library
 from esper.kasmina.decoding import mixes_tokens
 from esper.leyline.errors import ConfigError
 from tests.kasmina.conftest import Rig, S, wake
@@ -57,7 +57,7 @@ def go_on(rig: Rig, length: int) -> Tensor:
 
 
 def test_which_blueprints_mix_tokens() -> None:
-    assert {b.ir.name for b in load_library() if mixes_tokens(b.ir.model_dump())} == set(MIXING)
+    assert {name for name in STANDARD if mixes_tokens(load_library()[name].ir.model_dump())} == set(MIXING)
 
 
 @pytest.mark.parametrize("blueprint", MIXING)

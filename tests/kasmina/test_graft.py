@@ -98,7 +98,7 @@ def test_the_norm_bound_tames_the_shadow():
         residual.copy_(out.detach())
 
     graft.child.register_forward_hook(note)
-    added = graft.contribution(None, y, -1)
+    added = graft.contribution(None, y, -1).scaled()
     assert torch.equal(added, torch.zeros_like(added))
     added.backward(residual)
     assert float((residual.norm(dim=-1) / y.norm(dim=-1)).detach().max()) > 0.5

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from esper.blueprints import SiteShape, load_library
+from esper.blueprints import STANDARD, SiteShape, load_library
 from esper.kasmina import library_store
 from esper.kasmina.cache import KernelCache
 from esper.kasmina.kernels import KernelRequest
@@ -31,7 +31,7 @@ def wait(store, request):
     return kernel
 
 
-@pytest.mark.parametrize("name", LIBRARY.names())
+@pytest.mark.parametrize("name", STANDARD)
 def test_every_blueprint_is_served_for_its_layouts(store, name):
     ir = LIBRARY[name].ir
     for layout in ir.layouts:
@@ -111,6 +111,17 @@ def test_a_kernel_that_warms_up_to_nan_is_refused(store, monkeypatch):
     monkeypatch.setattr(library_store, "build", lambda *a, **k: Nan())
     with pytest.raises(KernelError, match="non-finite"):
         wait(store, KernelRequest("BP-MLP-GELU", SITES["bd"]))
+
+
+def test_the_warm_up_does_not_train(store, monkeypatch):
+    """In training a child may count what it sees, or wait for the other ranks."""
+    seen, real = [], library_store.build
+    monkeypatch.setattr(library_store, "build", lambda *a, **k: seen.append(real(*a, **k)) or seen[-1])
+    for name in ("BP-LOAD-BAL-EMA", "BP-MON-ACT-STATS"):
+        wait(store, KernelRequest(name, SITES["btd"]))
+        warm, fresh = seen[-1], store.poll(KernelRequest(name, SITES["btd"])).make(0, torch.device("cpu"))
+        assert fresh.training and not warm.training
+        assert all(map(torch.equal, fresh.buffers(), warm.buffers()))
 
 
 def test_a_kernel_evicted_while_it_is_built_is_not_offered(store, monkeypatch):

@@ -9,7 +9,7 @@ from esper.kasmina.steps import SeedStepper, drain_health
 from esper.kasmina.strategies import STRATEGIES
 from esper.kasmina.telemetry import COLUMN
 from esper.leyline.ids import SeedId
-from tests.kasmina.conftest import C, Rig, S, batch, mlp, wake
+from tests.kasmina.conftest import C, Rig, S, batch, counts, mlp, wake
 
 
 @pytest.mark.parametrize(("every", "steps", "expected"), [(1, 6, 6), (3, 7, 3), (20, 20, 1), (0, 5, 0)])
@@ -19,11 +19,11 @@ def test_health_is_sampled_every_nth_step(every, steps, expected):
         rig.stepper.begin(step)
         rig.forward_backward()
     layer = rig.bank.layer("2")
-    assert layer.samples.tolist() == [expected] * 5 + [0]
-    health = drain_health(layer)
+    assert counts(layer) == (expected, expected, 0)
+    health = drain_health([layer])[0]
     assert bool(torch.isnan(health).all()) == (expected == 0)
     assert not layer.samples.any()
-    assert torch.isnan(drain_health(layer)).all()
+    assert torch.isnan(drain_health([layer])[0]).all()
 
 
 def test_health_is_the_mean_over_the_samples(rig):
@@ -32,7 +32,7 @@ def test_health_is_the_mean_over_the_samples(rig):
     for step in range(3):
         rig.stepper.begin(rig.bank.config.telemetry_every * step)
         rig.model(batch() * (step + 1)).square().mean().backward()
-    health = drain_health(layer)[0]
+    health = drain_health([layer])[0][0]
     assert health[COLUMN["chunk_mean"]].item() == pytest.approx(np.mean([y.mean() for y in seen]), abs=1e-6)
     assert health[COLUMN["chunk_variance"]].item() == pytest.approx(np.mean([y.var(0).mean() for y in seen]), rel=1e-4)
 
@@ -43,7 +43,7 @@ def test_the_gradient_norm_is_that_of_the_output(rig):
     handle = rig.model.host[2].register_forward_hook(lambda _, __, y: y.register_hook(grads.append) and None)
     rig.forward_backward()
     handle.remove()
-    health = drain_health(rig.bank.layer("2"))
+    health = drain_health([rig.bank.layer("2")])[0]
     assert health[0, COLUMN["gradient_norm"]].item() == pytest.approx(float(grads[0].norm()), rel=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_the_newborn_incumbent_ratio(rig):
         return float(torch.cat([p.grad.flatten() for p in module.parameters()]).square().mean().sqrt())
 
     expected = rms(graft.child) / rms(rig.model.host[2])
-    assert drain_health(rig.bank.layer("2"))[0, COLUMN["newborn_incumbent_ratio"]].item() == pytest.approx(
+    assert drain_health([rig.bank.layer("2")])[0][0, COLUMN["newborn_incumbent_ratio"]].item() == pytest.approx(
         expected, rel=1e-5
     )
 
@@ -71,7 +71,7 @@ def test_no_ratio_without_gradients(rig):
     rig.stepper.begin(1)
     rig.forward_backward()
     rig.stepper.observe_gradients()
-    assert math.isnan(drain_health(rig.bank.layer("2"))[0, COLUMN["newborn_incumbent_ratio"]])
+    assert math.isnan(drain_health([rig.bank.layer("2")])[0][0, COLUMN["newborn_incumbent_ratio"]])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

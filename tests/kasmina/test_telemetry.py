@@ -12,29 +12,45 @@ from esper.kasmina.telemetry import (
     MAX_ROWS,
     MAX_VALUES,
     MIN_ROWS,
+    SATURATION_BAND,
     as_rows,
     chunk_gradient_norms,
     chunk_span,
     chunk_statistics,
+    row_count,
     sampled_rows,
     sum_chunks,
 )
 
 
+def parts(features, chunks):
+    """The rows of health: every chunk, then the whole site if there are several."""
+    spans = [chunk_span(features, chunks, chunk) for chunk in range(chunks)]
+    return [slice(start, start + width) for start, width in spans] + [slice(0, features)] * (chunks > 1)
+
+
 def reference(rows, chunks):
-    """The four statistics by plain NumPy, one chunk at a time, in float64."""
-    found = []
-    for chunk in range(chunks):
-        start, width = chunk_span(rows.shape[1], chunks, chunk)
-        part = rows[:, start : start + width].astype(np.float64)
+    """The statistics by plain NumPy, one row of health at a time, in float64; saturation as a pair of bounds."""
+    found, bounds = [], []
+    for where in parts(rows.shape[1], chunks):
+        part = rows[:, where].astype(np.float64)
         variance = part.var(0)
         alive = part[:, variance >= DEAD_VARIANCE]
         correlation = 0.0
         if alive.shape[1] > 1:
             matrix = np.corrcoef(alive, rowvar=False)
             correlation = matrix[~np.eye(len(matrix), dtype=bool)].mean()
-        found.append([part.mean(), variance.mean(), 1 - alive.shape[1] / width, correlation])
-    return np.array(found)
+        found.append([part.mean(), variance.mean(), 1 - alive.shape[1] / part.shape[1], correlation])
+        bounds.append([saturation(part, SATURATION_BAND + slack) for slack in (-1e-5, 1e-5)])
+    return np.array(found), np.array(bounds)
+
+
+def saturation(part, band):
+    """Rounding decides on which side a value at the very edge of the band lies."""
+    low, high = part.min(0), part.max(0)
+    edge = band * (high - low)
+    count = ((part <= low + edge) | (part >= high - edge)).sum(0)
+    return (np.maximum(count - 2, 0) / max(len(part) - 2, 1)).mean()
 
 
 @st.composite
@@ -55,8 +71,11 @@ def activations(draw):
 def test_statistics_equal_numpy(given_):
     rows, chunks = given_
     found = chunk_statistics(torch.from_numpy(rows), chunks).numpy()
-    assert found.shape == (chunks, len(FORWARD_METRICS))
-    np.testing.assert_allclose(found, reference(rows, chunks), rtol=2e-3, atol=2e-4)
+    expected, (low, high) = (each := reference(rows, chunks))[0], each[1].T
+    assert found.shape == (row_count(chunks), len(FORWARD_METRICS))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[:, :4], expected, rtol=2e-3, atol=2e-4)
+    assert (low - 1e-6 <= found[:, 4]).all() and (found[:, 4] <= high + 1e-6).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,9 +83,8 @@ def test_statistics_equal_numpy(given_):
 def test_gradient_norms_equal_a_loop(given_):
     rows, chunks = given_
     found = chunk_gradient_norms(torch.from_numpy(rows), -1, chunks)
-    for chunk in range(chunks):
-        start, width = chunk_span(rows.shape[1], chunks, chunk)
-        assert found[chunk].item() == pytest.approx(np.linalg.norm(rows[:, start : start + width]), rel=1e-4)
+    expected = [np.linalg.norm(rows[:, where]) for where in parts(rows.shape[1], chunks)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @given(features=st.integers(1, 300), data=st.data())
@@ -89,8 +107,23 @@ def test_what_cannot_be_computed_is_zero_not_nan():
         one_sample = chunk_statistics(torch.randn(1, 4), 2)
         one_each = chunk_statistics(torch.randn(5, 4), 4)
     assert torch.isfinite(one_sample).all()
-    assert one_sample[:, 2].tolist() == [1.0, 1.0]
-    assert one_each[:, 3].tolist() == [0.0] * 4
+    assert one_sample[:, 2].tolist() == [1.0, 1.0, 1.0]
+    assert one_each[:4, 3].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (torch.zeros(50, 3), 1.0),
+        (torch.linspace(0, 1, 101)[:, None], 0.0),
+        (torch.cat([torch.zeros(52), torch.linspace(0.1, 0.9, 49), torch.ones(1)])[:, None], 51 / 100),
+        (torch.tanh(10 * torch.linspace(-1, 1, 202)[:, None]), 153 / 200),
+    ],
+)
+def test_saturation_is_the_share_at_the_ends_of_the_range(values, expected):
+    assert chunk_statistics(values, 1)[0, 4].item() == pytest.approx(expected, abs=0.03)
+    moved = chunk_statistics(values * -7 + 3, 1)[0, 4].item()
+    assert moved == pytest.approx(expected, abs=0.03), "neither place nor scale matter"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

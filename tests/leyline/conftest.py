@@ -46,6 +46,9 @@ PACKET = ll.SystemStatePacket(
     hardware_context=HARDWARE,
     seed_states=ll.SeedTable.of(SEEDS, state=[4, 6, 0], alpha=[0.5, 1.0, 0.0], last_epoch=[2, 3, -1], ready=[0, 1, 0]),
     health_map=ll.HealthMap.of(**{name: [0.25, 0.5, 0.75] for name in ll.HEALTH_COLUMNS}),
+    site_paths=("blocks.0.mlp", "blocks.1.mlp"),
+    site_health=ll.HealthMap.of(**{name: [0.5, 0.75] for name in ll.HEALTH_COLUMNS}),
+    memory_pressure={"cpu": 0.5, "cuda:0": 0.75},
     edges=ll.Edges.of(
         ("blocks.0.mlp", "blocks.1.mlp"),
         [(3, 0, ll.EdgeKind.CONTAINS), (3, 4, ll.EdgeKind.LAYER_FORWARD), (0, 1, ll.EdgeKind.SEQUENTIAL)],

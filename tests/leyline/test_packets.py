@@ -134,13 +134,24 @@ def test_reading_a_packet_does_not_change_it(packet: SystemStatePacket) -> None:
     "change",
     [
         {"health_map": HealthMap.of(chunk_mean=[1.0])},
+        {"site_health": HealthMap.of(chunk_mean=[1.0])},
+        {"memory_pressure": {"cpu": 1.5}},
         {"edges": Edges.of(["a"], [(0, 4, EdgeKind.CONTAINS)])},
         {"edges": Edges.of(["a"], [(-1, 0, EdgeKind.CONTAINS)])},
         {"evidence": {"nowhere#0.0": Counterfactual(mean=0, lower=0, upper=0, n=1)}},
         {"current_epoch": -1},
         {"unknown": 1},
     ],
-    ids=["health rows", "edge target", "edge source", "evidence", "negative epoch", "unknown field"],
+    ids=[
+        "health rows",
+        "site rows",
+        "pressure",
+        "edge target",
+        "edge source",
+        "evidence",
+        "negative epoch",
+        "unknown field",
+    ],
 )
 def test_packet_refuses_parts_that_do_not_belong(packet: SystemStatePacket, change: dict[str, object]) -> None:
     """Telemetry, edges and evidence must be about the packet's own seeds."""

@@ -4,22 +4,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.blueprints import SiteShape, load_library
+from esper.blueprints import STANDARD, SiteShape, load_library
 from esper.leyline.errors import BlueprintError
+from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.contracts import Site
 from esper.tamiyo.menu import Menu, germinate
 
 MENU = Menu(load_library())
+WHOLE = Menu(load_library(), load_library().names())
 
 
 def site(kind: str, *, same_grid: bool = True, d_in: int = 32, layout: str = "btd") -> Site:
     return Site("block", 0, 0, SiteShape(layout, d_in, 32, 16, kind), 0.5, same_grid)  # type: ignore[arg-type]
 
 
-@given(st.sampled_from(MENU.names), st.integers(1, 20_000))
+@given(st.sampled_from(WHOLE.names), st.integers(1, 20_000))
 def test_an_offer_never_exceeds_its_limit(name: str, limit: int) -> None:
-    offer = MENU.offer(site("attention"), name, limit)
-    assert offer is None or 0 < offer.params <= limit
+    offer = WHOLE.offer(site("attention"), name, limit)
+    assert offer is None or 0 <= offer.params <= limit
+    assert offer is None or offer.params > 0 or not WHOLE.library[name].ir.trainable
+
+
+def test_without_a_menu_the_standard_ten_may_grow() -> None:
+    assert MENU.names == STANDARD and len(STANDARD) == 10
+    assert TamiyoConfig().menu is None
+    assert {offer.blueprint for offer in MENU.offers(site("mlp"), 10_000)} <= set(STANDARD)
 
 
 def test_children_of_blocks_read_the_input_and_others_what_they_declare() -> None:
