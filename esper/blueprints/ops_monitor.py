@@ -192,7 +192,7 @@ class RunningNorm(StatefulModule):
     def _measure(self, x: Tensor) -> None:
         """Join the moments of this rank's shard with those of the others; collective."""
         rows = _by_feature(x, self.axis)
-        found = torch.stack((rows.mean(1), rows.square().mean(1)))
+        found = torch.stack((rows.mean(1), rows.square().mean(1))) if x.numel() else self.moments.clone()
         dist.all_reduce(found)
         self.recent.copy_(found / dist.get_world_size())
 

@@ -104,7 +104,7 @@ class Router(StatefulModule):
             self.bias.add_(torch.sign(1 / self.experts - self.load), alpha=self.strength)
 
     def _remember(self, asked_BTE: Tensor) -> None:
-        if self.balance == "bias" and self.observes():
+        if self.balance == "bias" and self.observes() and asked_BTE.numel():
             with torch.no_grad():
                 self.recent.copy_(asked_BTE.float().mean((0, 1)) / self.k)
 

@@ -161,7 +161,7 @@ class KasminaLayer(nn.Module):
         if y.numel() == 0:
             return  # An expert without tokens has nothing to tell.
         if _recomputing():
-            kept = read_again(y, self.dim) if self._fully else None
+            kept = read_again(y.detach(), self.dim) if self._fully else None
         else:
             self._fully = bool(self.samples[0] % FULLY_EVERY == 0)
             kept = self.readings.read_activation(y.detach(), self.dim, fully=self._fully)
@@ -170,7 +170,8 @@ class KasminaLayer(nn.Module):
             y.register_hook(partial(self._sample_gradient, kept if self._fully else None))  # type: ignore[no-untyped-call]
 
     def _sample_gradient(self, kept: Kept | None, grad: Tensor) -> None:
-        self.readings.read_gradient(grad, self.dim, kept)
+        # A gradient that is differentiated again has a graph behind it, which must not be kept.
+        self.readings.read_gradient(grad.detach(), self.dim, kept)
         self.samples[_GRADIENT] += 1
 
     def clear_health(self) -> None:

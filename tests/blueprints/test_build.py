@@ -58,6 +58,19 @@ def test_a_child_survives_pickle_and_deep_copy(name):
     assert torch.equal(deepcopy(child)(x), child(x))
 
 
+@pytest.mark.parametrize("name", HERE)
+def test_batches_and_texts_of_any_length(name):
+    child, width = grown(name), features(LIBRARY[name].ir).shape[1:]
+    texts = ((6, 8), (1, 8), (70, 8)) if LIBRARY[name].ir.layouts[0] == "btd" else (width,)
+    for batch in (0, 1, 5):
+        for shape in texts:
+            x = torch.randn(batch, *shape, requires_grad=True)
+            result = child(x)
+            assert result.shape == x.shape
+            (result + x).square().sum().backward()
+            assert all(t.isfinite().all() for t in (result, x.grad, *child.buffers()))
+
+
 @pytest.mark.parametrize("name", HERE if SOAK else COMPILED)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_child_compiles_to_one_graph(name):

@@ -75,3 +75,13 @@ def test_an_empty_batch_tells_nothing_and_breaks_nothing():
     assert counts(rig.bank.layer("2")) == (0, 0, 0)
     rig.model(batch()).sum().backward()
     assert counts(rig.bank.layer("2")) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_nothing_that_is_kept_holds_a_graph(chunks):
+    rig = Rig(mlp(), batch(), config={"seeds_per_layer": chunks})
+    rig.stepper.begin(0)
+    torch.autograd.grad(rig.model(batch()).square().sum(), rig.model.host[0].weight, create_graph=True)
+    readings = rig.bank.layer("2").readings
+    rows, grads, *_ = readings.kept[0]
+    assert not any(t.requires_grad for t in (rows, grads, *readings.norms))
