@@ -34,8 +34,8 @@ def alone():
 
 @pytest.fixture
 def host(tmp_path: Path) -> str:
-    (tmp_path / "mine.py").write_text(HOST)
-    return f"{tmp_path}/mine.py"
+    (tmp_path / "own_parts.py").write_text(HOST)
+    return f"{tmp_path}/own_parts.py"
 
 
 def said(capsys: pytest.CaptureFixture[str], *args: str, status: int = 0) -> Any:
