@@ -1,9 +1,10 @@
 """Do the pools disturb training? `python benchmarks/disruption.py [--rounds N] [--write FILE]`.
 
 The `bytelm` run, grafts included, once with a forge whose pools have no workers and once with pools that compile and
-try out the whole library all the while; the training process on one core, the pools on the other, in turns. Per arm:
-median, 99th percentile and longest step after the first 50, over all rounds; the step after each germination as a ratio
-to the median of the 20 steps around it; and how many of the training thread's lookups of a kernel found one in memory.
+try out the ten standard blueprints all the while; the training process on one core, the pools on the other, in turns.
+Per arm: median, 99th percentile and longest step after the first 50, over all rounds; the step after each germination
+as a ratio to the median of the 20 steps around it; and how many of the training thread's lookups of a kernel
+found one in memory.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """What a compiled kernel costs, from request to use: `python benchmarks/kernels.py [--write FILE] [NAME ...]`.
 
-A forge of its own compiles, tries out and measures the reference kernel of every blueprint, one at a time, on one
-worker of each kind. Columns: wall-clock and processor time and peak memory of the compilation; size of both files; the
-time of a forward and backward pass as a share of the eager one, as Urabrask measured it; seconds from the request to
-the verdict; the verdict.
+A forge of its own compiles, tries out and measures the reference kernel of each of the ten standard blueprints, one at
+a time, on one worker of each kind. Columns: wall-clock and processor time and peak memory of the compilation; size of
+both files; the time of a forward and backward pass as a share of the eager one, as Urabrask measured it; seconds from
+the request to the verdict; the verdict.
 
 Below, what a run pays off its training thread for a kernel that was validated: every check of signature, role, serial,
 hash and fingerprint; loading both files for the first time in a process, and again; and the whole of it, to a kernel
@@ -194,7 +194,7 @@ def loads_table(measured: list[Load]) -> Table:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", help="blueprints; all of the library by default")
+    parser.add_argument("names", nargs="*", help="blueprints; the standard ten by default")
     parser.add_argument("--root", type=Path, help="folder of the forge; a temporary one by default")
     parser.add_argument("--write", type=Path, help="Markdown file")
     given = parser.parse_args()

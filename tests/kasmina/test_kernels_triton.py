@@ -29,6 +29,7 @@ def with_triton(*command: str, **variables: str) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr[-4000:]
     return run.stdout
