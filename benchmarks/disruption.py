@@ -1,7 +1,9 @@
 """Do the pools disturb training? `python benchmarks/disruption.py [--rounds N] [--write FILE]`.
 
-The `bytelm` run, grafts included, once with a forge whose pools have no workers and once with pools that compile and
-try out the ten standard blueprints all the while; the training process on one core, the pools on the other, in turns.
+The `bytelm` run, grafts included, with a forge whose pools have no workers ("idle"), with pools that compile and try
+out the ten standard blueprints all the while ("busy"), and with idle pools while a plain Python program that has
+nothing to do with Esper compiles source text over and over ("control": what sharing the machine costs); the training
+process on one core, the pools or the program on the other, in turns.
 Per arm: median, 99th percentile and longest step after the first 50, over all rounds; the step after each germination
 as a ratio to the median of the 20 steps around it; and how many of the training thread's lookups of a kernel
 found one in memory.
@@ -16,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +40,13 @@ from esper.leyline.errors import EsperError
 from esper.tamiyo.callback import Tamiyo
 
 STEPS, WARM_UP, AROUND = 1200, 50, 10
+CONTROL = """
+import pathlib, sysconfig
+texts = [p.read_bytes() for p in sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))]
+while True:
+    for text in texts:
+        compile(text, "text", "exec")
+"""
 SETTINGS = [
     "+experiment=bytelm",
     "compare=false",
@@ -106,9 +116,10 @@ class Run(NamedTuple):
         return found
 
 
-def run(folder: Path, *, workers: int) -> Run:
-    """Train once; with workers, keep them busy."""
+def run(folder: Path, arm: str) -> Run:
+    """Train once, with what the arm says on the other core."""
     folder.mkdir(parents=True)
+    workers = int(arm == "busy")
     forge = Forge(enabled=True, root=str(folder / "forge"))
     callback = f"{{class_path: disruption.StepTimes, init_args: {{file: {folder / 'times.json'}}}}}"
     command = [sys.executable, "train.py", *SETTINGS, f"trainer.callbacks=[{callback}]", f"hydra.run.dir={folder}/run"]
@@ -118,13 +129,26 @@ def run(folder: Path, *, workers: int) -> Run:
     os.sched_setaffinity(0, {min(before)})
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     os.sched_setaffinity(0, before)
-    busy = attend(process, forge, {max(before)}, flood=workers > 0)
+    with other_program({max(before)}) if arm == "control" else nullcontext():
+        busy = attend(process, forge, {max(before)}, flood=workers > 0)
     if process.returncode != 0:
         raise SystemExit(f"the run ended with status {process.returncode}: {' '.join(command)}")
     events = [json.loads(line) for line in next(folder.rglob("events.jsonl")).read_text().splitlines()]
     moments = {e["step"] for e in events if e.get("target") in ("GERMINATED", "TRAINING", "GRAFTING")}
     told = json.loads((folder / "times.json").read_text())
     return Run(told["times"], sorted(moments), busy, told["found"], told["lookups"])
+
+
+@contextmanager
+def other_program(core: set[int]) -> Iterator[None]:
+    """Run a program on a core that knows nothing of the training."""
+    program = subprocess.Popen([sys.executable, "-c", CONTROL])
+    os.sched_setaffinity(program.pid, core)
+    try:
+        yield
+    finally:
+        program.kill()
+        program.wait()
 
 
 def attend(process: "subprocess.Popen[bytes]", forge: Forge, core: set[int], *, flood: bool) -> float:
@@ -171,11 +195,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
-    arms: dict[str, list[Run]] = {"idle": [], "busy": []}
+    arms: dict[str, list[Run]] = {"idle": [], "control": [], "busy": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(given.rounds):
             for arm, runs in arms.items():
-                runs.append(run(Path(folder) / f"{arm}{number}", workers=int(arm == "busy")))
+                runs.append(run(Path(folder) / f"{arm}{number}", arm))
     numbers = {arm: row(arm, runs) for arm, runs in arms.items()}
     table = Table("pools", "steps", "median ms", "p99 ms", "longest ms", "pools' CPU-s", "grafts", box=MARKDOWN)
     table.add_column("step at a graft / its neighbours: median, most")
@@ -186,8 +210,9 @@ def main() -> None:
         found = f"{sum(r.found for r in runs)} of {sum(r.lookups for r in runs)}"
         busy, steps = f"{sum(r.busy_s for r in runs):.0f}", str(sum(len(r.times) for r in runs))
         table.add_row(arm, steps, *(f"{n:.1f}" for n in numbers[arm]), busy, str(len(ratios)), told, found)
-    shares = (f"{b / i:.2f}" for i, b in zip(numbers["idle"], numbers["busy"], strict=True))
-    table.add_row("busy / idle", "", *shares, "", "", "", "")
+    for other in ("idle", "control"):
+        shares = (f"{b / i:.2f}" for i, b in zip(numbers[other], numbers["busy"], strict=True))
+        table.add_row(f"busy / {other}", "", *shares, "", "", "", "")
     console = Console(width=160, record=True)
     console.print(table)
     if given.write:
