@@ -22,9 +22,9 @@ from torch import Tensor
 
 from esper.blueprints import Blueprint, SiteShape, cost, load_library
 from esper.blueprints.build import Child
+from esper.blueprints.estimate import reference
 from esper.blueprints.library import BUILT_IN, read_blueprint
 from esper.blueprints.plan import make_plan
-from esper.catalogue import reference
 from esper.karn.service import reference as reference_kernel
 from esper.karn.service import stated
 from esper.kasmina.library_store import example
@@ -68,7 +68,7 @@ class Row(NamedTuple):
 
 def place(blueprint: Blueprint) -> SiteShape:
     """Return the place at which a blueprint is measured."""
-    site = reference(blueprint)
+    site = reference(blueprint.ir)
     assert site is not None, f"{blueprint.ir.name} does not fit its reference place"
     return site
 

@@ -5,18 +5,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import unified_diff
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
-from esper.blueprints import Blueprint, BlueprintIR, Library, SiteShape, cost, fit_dims, load_library
+from esper.blueprints import Blueprint, BlueprintIR, Library, SiteShape, fit_dims, load_library
 from esper.blueprints.capabilities import CAPABILITIES, lacking, require_capabilities
 from esper.blueprints.dims import resolve_dims
+from esper.blueprints.estimate import reference
 from esper.blueprints.library import read_blueprint
-from esper.leyline.errors import BlueprintDoesNotFit, BlueprintError, ConfigError, EsperError
-
-REFERENCE: Final = {"btd": (64, 128), "bd": (64, 1), "bchw": (64, 128)}
-"""Features and positions of the place at which costs are shown, by layout."""
+from esper.leyline.errors import BlueprintDoesNotFit, ConfigError, EsperError
 
 
 def blueprints(args: Sequence[str]) -> int:
@@ -50,25 +48,6 @@ def known(name: str) -> Blueprint:
         'token-conv'
     """
     return read_blueprint(Path(name)) if name.endswith((".yaml", ".yml")) else load_library()[name]
-
-
-def reference(blueprint: Blueprint) -> SiteShape | None:
-    """Return the place of 64 features at which a blueprint's cost is shown, the first that it fits; None if none does.
-
-    Example:
-        >>> reference(known("BP-CANON"))
-        SiteShape(layout='btd', d_in=64, d_out=64, tokens=128, kind='block')
-    """
-    ir = blueprint.ir
-    for layout in ir.layouts:
-        width, tokens = REFERENCE[layout]
-        site = SiteShape(layout, width, width, tokens, ir.site_kinds[-1] if ir.site_kinds else "block")
-        try:
-            cost(ir, site)
-        except BlueprintError:
-            continue
-        return site
-    return None
 
 
 # --- list -----------------------------------------------------------------------------------------------------------
@@ -152,11 +131,17 @@ def _show(args: Sequence[str]) -> int:
 
 def _cost(blueprint: Blueprint) -> dict[str, Any] | None:
     """Return what it costs at the reference place; None if it does not fit there."""
-    site = reference(blueprint)
+    site = reference(blueprint.ir)
     if site is None:
         return None
-    params, flops, latency_ms = blueprint.cost_vector(site)
-    return {"site": site._asdict(), "params": params, "flops": flops, "latency_ms": latency_ms}
+    price = blueprint.estimate(site)
+    return {
+        "site": site._asdict(),
+        "params": price.params,
+        "flops": 2 * price.macs,
+        "latency_ms": price.latency_ms,
+        "memory_mb": price.memory_mb,
+    }
 
 
 def _story(blueprint: Blueprint) -> str:

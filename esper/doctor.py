@@ -23,7 +23,7 @@ from esper.kasmina.sites import fused_sites
 from esper.kasmina.wrapper import MorphableModel, wrap
 from esper.leyline.errors import ConfigError, EsperError
 from esper.tamiyo import observe
-from esper.tamiyo.menu import Menu
+from esper.tamiyo.menu import Menu, Room
 
 _USAGE = "give it as FILE.py:FACTORY or package.module:FACTORY, for example model.py:build"
 _INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::int(?P<high>[1-9]\d*))?")
@@ -224,7 +224,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _fitting(model: MorphableModel) -> dict[str, list[str]]:
     menu = Menu(load_library())
     sites = observe.sites(model.bank)
-    return {site.path: [offer.blueprint for offer in menu.offers(site, _NO_LIMIT)] for site in sites}
+    found: dict[str, list[str]] = {site.path: [] for site in sites}
+    for offer in menu.offers(sites, Room(_NO_LIMIT)):
+        found[offer.site.path].append(offer.blueprint)
+    return found
 
 
 def _site(layer: KasminaLayer, blueprints: list[str] | None) -> dict[str, Any]:

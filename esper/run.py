@@ -242,9 +242,10 @@ class EsperCLI(LightningCLI):
 
     def _train(self, model: LightningModule, given: dict[str, Any]) -> RunResult:
         started, report = perf_counter(), self._report
+        tamiyo: Tamiyo = self.config_init[str(self.subcommand)].tamiyo
         try:
             with self.forge:
-                self._use_forge()
+                self._use_forge(tamiyo)
                 self.trainer.fit(model, **given)
             if has_report_part(self.trainer, model):
                 with with_test_step(model):
@@ -261,12 +262,12 @@ class EsperCLI(LightningCLI):
             output_dir=str(self.section.output_dir),
             report_loss=report.loss,
             report_samples=tuple(report.samples) or None,
+            train_macs=round(tamiyo.tally.work.total) or None,
             seconds=perf_counter() - started,
         )
 
-    def _use_forge(self) -> None:
+    def _use_forge(self, tamiyo: Tamiyo) -> None:
         """Let the run have compiled kernels too, unless nothing grows in it or ranks would have to agree on them."""
-        tamiyo: Tamiyo = self.config_init[str(self.subcommand)].tamiyo
         if tamiyo.store is None and tamiyo.config.policy != "off" and self.trainer.world_size == 1:
             tamiyo.store = self.forge.store(self.growth.title)
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from esper.blueprints import load_library
+from esper.blueprints.estimate import reference
 from esper.blueprints.library import BUILT_IN
-from esper.catalogue import reference
 from esper.cli import main
 
 HOST = """
@@ -131,4 +131,4 @@ def test_what_is_not_understood_is_said(host: str, capsys: pytest.CaptureFixture
 
 
 def test_every_blueprint_has_a_place_for_its_price() -> None:
-    assert all(reference(blueprint) is not None for blueprint in load_library())
+    assert all(reference(blueprint.ir) is not None for blueprint in load_library())

@@ -9,8 +9,8 @@ from typing import Final
 
 import yaml
 
-from esper.blueprints.cost import cost
-from esper.blueprints.ir import BlueprintIR, parse_ir
+from esper.blueprints.estimate import Estimate, estimate
+from esper.blueprints.ir import BlueprintIR, Placement, parse_ir
 from esper.blueprints.manifest import BlueprintManifest, parse_manifest
 from esper.blueprints.site import SiteShape
 from esper.leyline.errors import BlueprintError
@@ -35,9 +35,6 @@ STANDARD: Final = (
 MAX_BYTES: Final = 1 << 16
 """Largest blueprint file that is read."""
 
-_REFERENCE_NUMBERS: Final = 128 * 64
-"""Numbers of one sample at the shape for which manifests state a latency."""
-
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -59,14 +56,21 @@ class Blueprint:
             needs = ", ".join(self.ir.requires) or "nothing"
             raise BlueprintError(f"{self.ir.name}: requires_capability must name what its operations need: {needs}.")
 
-    def cost_vector(self, site: SiteShape, dims: Mapping[str, int] | None = None) -> tuple[int, int, float]:
-        """Return parameters, forward FLOPs of one sample and expected latency in ms at this shape.
+    def estimate(
+        self, site: SiteShape, dims: Mapping[str, int] | None = None, *, reads: Placement | None = None
+    ) -> Estimate:
+        """Return what it costs at a place, the latency by the manifest's until a kernel has been measured.
 
-        The latency is a first guess: the manifest's, in proportion to the numbers that the site writes.
+        Args:
+            site: the place.
+            dims: chosen sizes.
+            reads: where the child reads; None is what the graph declares.
+
+        Raises:
+            BlueprintError: as `make_plan`.
         """
-        params, macs = cost(self.ir, site, dims)
-        scale = site.tokens * site.d_out / _REFERENCE_NUMBERS
-        return params, 2 * macs, self.manifest.expected_latency_ms * scale
+        ir = self.ir if reads is None else self.ir.reading(reads)
+        return estimate(ir, site, dims, latency_ms=self.manifest.expected_latency_ms)
 
 
 class Library:

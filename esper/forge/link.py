@@ -105,6 +105,13 @@ class ForgeLink:
             urza.used(kernel_id)
         return found
 
+    def latency_ms(self, kernel_id: str) -> float | None:
+        """Return the forward time of 8 samples that Urabrask measured, in milliseconds; None if it did not."""
+        urza = self._store()
+        report = urza.kernel(kernel_id).validation_report if urza is not None else None
+        measured = report.benchmark_results if report is not None else None
+        return measured.latency_ms_mean if measured is not None else None
+
     def close(self) -> None:
         """Hang up."""
         self._hang_up()

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, NamedTuple, Protocol, final
@@ -90,6 +91,9 @@ class Forge(Protocol):
             TrustError: it is not what it claims to be, or was compiled for another machine.
         """
 
+    def latency_ms(self, kernel_id: str) -> float | None:
+        """Return the forward time of 8 samples that Urabrask measured, in milliseconds; None if it did not."""
+
     def close(self) -> None:
         """Hang up."""
 
@@ -140,6 +144,7 @@ class ForgeStore(KernelStore):
         self._loaded: set[KernelRequest] = set()
         self._asked: set[KernelRequest] = set()
         self._wanted: dict[str, _Wanted] = {}
+        self._deaf = True
         self._shrunk = time.monotonic()
         self._todo: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stop = threading.Event()
@@ -224,6 +229,7 @@ class ForgeStore(KernelStore):
             except Exception as error:  # whatever happens to the forge, the run goes on with eager kernels
                 level = logging.DEBUG if isinstance(error, EsperError) else logging.WARNING
                 _log.log(level, "the forge is not to be had now: %s", error)
+                self._deaf = True
                 self._stop.wait(_PAUSE_S)
         with suppress(EsperError):
             if self._forge.works():
@@ -240,10 +246,16 @@ class ForgeStore(KernelStore):
             self.cache.shrink()
         self._say()
         heard = self._forge.hear(_LOOK_S)
-        if isinstance(heard, KernelCharacterized) and self.adopt == "any":
-            for wanted in list(self._wanted.values()):
-                if wanted.eager.ir.id == heard.blueprint_id:
-                    self._ingest(wanted)
+        if self.adopt == "any":
+            self._take_up(heard)
+
+    def _take_up(self, heard: Message | None) -> None:
+        """Load what a verdict is about; at the first moment of hearing also what was validated when nobody listened."""
+        was_deaf, self._deaf = self._deaf, False
+        told = heard.blueprint_id if isinstance(heard, KernelCharacterized) else None
+        for wanted in list(self._wanted.values()):
+            if was_deaf or wanted.eager.ir.id == told:
+                self._ingest(wanted)
 
     def _say(self) -> None:
         """Send what waits to be sent; what a run needs goes before what others may learn from it."""
@@ -280,7 +292,8 @@ class ForgeStore(KernelStore):
                 continue
             try:
                 pair = self._verify(kernel_id)
-                kernel = _kernel(kernel_id, wanted, pair, self._refuse)
+                measured = self._forge.latency_ms(kernel_id)
+                kernel = _kernel(kernel_id, wanted, pair, measured, self._refuse)
                 _warm_up(kernel, wanted)
             except EsperError as error:
                 self._refuse(kernel_id, str(error))
@@ -329,7 +342,9 @@ def _key(spec: KernelSpec) -> str:
     return canonical_json(spec.model_dump(mode="json")).decode()
 
 
-def _kernel(kernel_id: str, wanted: _Wanted, pair: CompiledPair, refuse: Callable[[str, str], None]) -> Kernel:
+def _kernel(
+    kernel_id: str, wanted: _Wanted, pair: CompiledPair, latency_ms: float | None, refuse: Callable[[str, str], None]
+) -> Kernel:
     eager = wanted.eager
 
     def make(seed: int, device: torch.device) -> nn.Module:
@@ -341,7 +356,8 @@ def _kernel(kernel_id: str, wanted: _Wanted, pair: CompiledPair, refuse: Callabl
             refuse(kernel_id, str(error))
             raise
 
-    return Kernel(kernel_id, eager.ir, eager.params, eager.macs, eager.nbytes + pair.nbytes, make)
+    nbytes, latency_ms = eager.nbytes + pair.nbytes, latency_ms or eager.latency_ms
+    return replace(eager, kernel_id=kernel_id, nbytes=nbytes, make=make, latency_ms=latency_ms)
 
 
 def _warm_up(kernel: Kernel, wanted: _Wanted) -> None:

@@ -44,6 +44,8 @@ class Kernel:
         macs: multiply-accumulates per sample.
         nbytes: memory that the kernel holds while cached, in bytes.
         make: factory of children.
+        latency_ms: forward time of 8 samples, in milliseconds: measured where that was done, else an estimate.
+        memory_mb: memory of a child in training, in MiB, estimated.
     """
 
     kernel_id: str
@@ -52,6 +54,8 @@ class Kernel:
     macs: int
     nbytes: int
     make: KernelFactory
+    latency_ms: float = 0.0
+    memory_mb: float = 0.0
 
 
 class KernelStore(ABC):

@@ -213,11 +213,12 @@ class KasminaLayer(nn.Module):
         """Return y, as a copy of its own until a gradient has reached it.
 
         The module may use y itself, as a router does whose logits nobody else reads; only a copy tells whether
-        something behind the site listens.
+        something behind the site listens. What a frozen part of the host puts out asks for no gradient; its copy does,
+        for once, because a child there would.
         """
-        if self.gradient_seen or not (y.requires_grad and torch.is_grad_enabled()):
+        if self.gradient_seen or not torch.is_grad_enabled() or not (y.requires_grad or self.site.training):
             return y
-        copy = y.clone()
+        copy = y.clone() if y.requires_grad else y.detach().requires_grad_().clone()
         copy.register_hook(self._see_gradient)  # type: ignore[no-untyped-call]
         return copy
 

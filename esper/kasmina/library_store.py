@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from esper.blueprints import BlueprintIR, Library, SiteShape, build, cost, load_library, why_not
+from esper.blueprints import BlueprintIR, Library, SiteShape, build, load_library, why_not
 from esper.blueprints.build import Unborn
 from esper.blueprints.plan import make_plan
 from esper.kasmina.cache import KernelCache
@@ -122,14 +122,15 @@ class LibraryKernelStore(KernelStore):
             return self._built(request)
 
     def _built(self, request: KernelRequest) -> Kernel:
-        ir = self.library[request.blueprint].ir
+        blueprint = self.library[request.blueprint]
+        ir = blueprint.ir
         if request.reads != "declared":
             ir = ir.reading(request.reads)
         reason = why_not(ir, request.site)
         if reason is not None:
             raise KernelError(f"{request.blueprint} does not fit the site: {reason}")
         dims = dict(request.dims)
-        price = cost(ir, request.site, dims)
+        price = blueprint.estimate(request.site, dims, reads=ir.reads)
         kernel = Kernel(
             kernel_id=kernel_id(ir, request.site, dims),
             ir=ir,
@@ -137,6 +138,8 @@ class LibraryKernelStore(KernelStore):
             macs=price.macs,
             nbytes=4 * price.params,
             make=(nursery := _Nursery(ir, request.site, dims)),
+            latency_ms=price.latency_ms,
+            memory_mb=price.memory_mb,
         )
         _warm_up(kernel, request.site)
         nursery.prepare()

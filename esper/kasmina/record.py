@@ -23,6 +23,8 @@ class SeedRecord:
         birth: order of birth of the child in the model; -1 before birth.
         params: parameters of the child.
         macs: multiply-accumulates per sample.
+        latency_ms: forward time of 8 samples, in milliseconds.
+        memory_mb: memory in training, in MiB.
         state: life-cycle state.
         steps_in_stage: training steps since the last transition.
         stage_steps: steps spent in each stage.
@@ -46,6 +48,8 @@ class SeedRecord:
     birth: int = -1
     params: int = 0
     macs: int = 0
+    latency_ms: float = 0.0
+    memory_mb: float = 0.0
     state: str = SeedState.DORMANT.value
     steps_in_stage: int = 0
     stage_steps: dict[str, int] = field(default_factory=dict)

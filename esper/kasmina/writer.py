@@ -104,6 +104,7 @@ class SeedWriter:
             record.embargo = 0 if command.reason in _NO_EMBARGO else self.bank.config.embargo_steps
         self.bank.arrays.set_state(row, target)
         self.bank.arrays.columns["last_epoch"][row] = moment.epoch
+        self.bank.arrays.columns["latency_ms"][row] = record.latency_ms
         event = SeedTransitioned(
             run_id=moment.run_id,
             epoch=moment.epoch,
@@ -181,6 +182,7 @@ class SeedWriter:
         record.ir = kernel.ir.model_dump(mode="json")
         record.reads, record.kernel_id = kernel.ir.reads, kernel.kernel_id
         record.params, record.macs = kernel.params, kernel.macs
+        record.latency_ms, record.memory_mb = kernel.latency_ms, kernel.memory_mb
         site = self.bank.site_shape(seed)
         assert site is not None
         record.site = site._asdict()

@@ -1,6 +1,6 @@
 """What is reported about seeds: their site, price, measured effect, health, and how their life ended."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -132,8 +132,11 @@ class FieldReport(Message):
         grafting_strategy: strategy that ramped it in; empty if it never grafted.
         dims: sizes given to the blueprint's free dimensions.
         group: trial that it belonged to; empty outside a trial.
+        site_kind: family of the host's module, such as `attention`; empty where it was not told.
     """
 
+    SCHEMA: ClassVar[str] = "1.1"
+    schema_version: str = "1.1"
     run_id: str
     blueprint_id: str
     kernel_artifact_id: str = ""
@@ -151,6 +154,7 @@ class FieldReport(Message):
     grafting_strategy: str = ""
     dims: dict[str, int] = Field(default_factory=dict)
     group: str = ""
+    site_kind: str = ""
 
     @model_validator(mode="after")
     def _ended(self) -> Self:

@@ -114,6 +114,12 @@ class Chronicle:
         return [m for m in self.messages if isinstance(m, kind)]
 
     @property
+    def search_share(self) -> float | None:
+        """Work of the search (children on trial, and judging them) as a share of all other; None if not counted."""
+        told = next((e.metrics for e in reversed(self.of(EpochEvent)) if "macs" in e.metrics), None)
+        return told["search_macs"] / max(1.0, told["macs"] - told["search_macs"]) if told is not None else None
+
+    @property
     def last_step(self) -> int:
         """Step of the last event."""
         return next((m.step for m in reversed(self.messages) if isinstance(m, RunEvent)), 0)

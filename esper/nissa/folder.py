@@ -68,6 +68,7 @@ def growth_summary(chronicle: Chronicle, title: str = "") -> dict[str, Any]:
         "steps": chronicle.steps,
         "params": {"before": host, "added": added, "after": host + added},
         "price_per_kparam": chronicle.price_per_kparam,
+        "search_share": chronicle.search_share,
         "grafts": [vars(line) for line in graft_lines(chronicle)],
         "explanations": [{"step": step, "text": text} for step, text in chronicle.explanations],
         "losses": {

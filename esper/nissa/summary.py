@@ -65,6 +65,7 @@ class RunResult:
         grafts: every adaptation, in order of germination.
         steps: training steps.
         train_macs: multiply-accumulates of the training, probes included; None if not counted.
+        search_share: work of the search as a share of all other work of the training; None if not counted.
         seconds: wall-clock time.
     """
 
@@ -78,6 +79,7 @@ class RunResult:
     grafts: tuple[GraftLine, ...] = ()
     steps: int = 0
     train_macs: int | None = None
+    search_share: float | None = None
     seconds: float = 0.0
 
 
@@ -103,6 +105,7 @@ def summarize(
         grafts=graft_lines(chronicle),
         steps=chronicle.steps,
         train_macs=train_macs,
+        search_share=chronicle.search_share,
         seconds=seconds,
     )
 
@@ -128,7 +131,7 @@ def _line(life: Life, price_per_kparam: float) -> GraftLine:
         lower=None,
         upper=None,
         samples=0,
-        price=price_per_kparam * params / 1000,
+        price=report.eval_metrics.get("price", price_per_kparam * params / 1000) if report else 0.0,
         kernel=_kernel(report.kernel_artifact_id) if report else "",
     )
     found = report.counterfactual if report else None

@@ -24,6 +24,9 @@ def present(grown: RunResult, twin: RunResult | None = None, console: Console | 
     if grown.grafts:
         out.print(growth_table(grown))
     out.print(run_table(grown, twin))
+    if grown.search_share:
+        share = f"{100 * grown.search_share:.1f} %"
+        out.print(f"The search (children on trial, and judging them): {share} of the training's work.", highlight=False)
     out.print(Text(verdict(grown, twin), style="bold"))
     if grown.output_dir:
         out.print(Text(f"Picture, lineage and grown model: {grown.output_dir}"))

@@ -15,6 +15,7 @@ from esper.tamiyo.attachment import Attachment
 from esper.tamiyo.controller import TamiyoController
 from esper.tamiyo.council import Council
 from esper.tamiyo.tally import Tally
+from esper.tamiyo.work import Work
 from esper.tolaria.averaging import follow_averages
 from esper.tolaria.evidence import Evidence
 from esper.tolaria.optimizers import sync_optimizer
@@ -74,6 +75,7 @@ class Boundary:
             loss = self._decision_loss()
             self.measured = self.measured if final else list(bank.grafted())
             self._finish_probing(final)
+            controller.work = self._work()
             packet = controller.observe(
                 moment,
                 train_loss=self.tally.train_loss,
@@ -90,7 +92,9 @@ class Boundary:
             self.tally.record(moment, bank, samples=self.evidence.forward_samples, decision_loss=loss),
         )
         if final:
-            rank_zero_info(f"Esper: {controller.summary()}")
+            share = self._work().overhead
+            searched = f" The search took {100 * share:.1f} % of the training's work." if share else ""
+            rank_zero_info(f"Esper: {controller.summary()}{searched}")
         return signal
 
     def follow(self) -> None:
@@ -119,6 +123,14 @@ class Boundary:
         if "val_loss" not in self._metrics() or not self._reports():
             return self.evidence.loss()
         return self._evidence(sys.maxsize, 0.95).loss()
+
+    def _work(self) -> Work:
+        """Return what was worked so far; what one sample takes is counted once, by a pass of its own."""
+        config, kasmina, tally = self.controller.config, self.attachment.bank.config, self.tally.work
+        if not tally.host and (config.policy != "off" or validates(self.trainer)):
+            tally.host = self.evidence.macs()
+        steps = kasmina.training_steps + kasmina.ramp_steps + kasmina.stabilization_steps
+        return tally.work(trial_steps=steps, judged_on=config.decision_samples)
 
     def _finish_probing(self, final: bool) -> None:
         self.council.probes()

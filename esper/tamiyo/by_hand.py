@@ -31,7 +31,7 @@ def germination(morphable: MorphableModel, observation: Observation, config: Tam
     if offer is None:
         room = remaining(observation, config)
         return Decision(
-            explanation=f"{request.blueprint} does not fit {request.seed} within the {room:,} parameters left"
+            explanation=f"{request.blueprint} does not fit {request.seed} within the {room.params:,} parameters left"
         )
     command = germinate(offer, seed=config.seed, strategy=request.strategy, group=f"by-hand {request.seed}")
     return Decision((command,), f"{request.blueprint} at {request.seed} asked for by hand, {offer.params:,} parameters")
@@ -49,8 +49,8 @@ def _offer(site: Site, name: str, observation: Observation, config: TamiyoConfig
     """Return a child of a proxy's size, or the next larger one that fits in what is left of the budget."""
     room = remaining(observation, config)
     size = max(1, params_of(config.proxy, observation.host_params))
-    while size < room:
-        if (offer := menu.offer(site, name, size)) is not None:
+    while size < room.params:
+        if (offer := menu.offer(site, name, room.at_most(size))) is not None:
             return offer
         size *= 2
-    return menu.offer(site, name, room) if room > 0 else None
+    return menu.offer(site, name, room)

@@ -38,6 +38,7 @@ from esper.tamiyo.tally import Tally
 from esper.tolaria.atomic import use_atomic_files
 from esper.tolaria.checkpoint import describe, migrate, random_state, verify
 from esper.tolaria.clipping import SeparateClipping
+from esper.tolaria.evidence import batch_size
 from esper.tolaria.optimizers import BirthWarmUp, take_children_out, verify_groups
 from esper.tolaria.parts import decision_batches, loss_of, validates
 from esper.tolaria.rank_state import KEY, gather_states, own_state, reshare
@@ -263,11 +264,11 @@ class Tamiyo(Callback):
         """Go back if something went wrong; move alphas and clocks once per optimizer step."""
         assert self._emergency is not None
         if not self._emergency.after_batch(outputs, self._moment(trainer)):
-            self._count(trainer, loss_of(outputs))
+            self._count(trainer, loss_of(outputs), batch_size(batch))
         self._resumption.whereabouts.step_counted(trainer)
 
-    def _count(self, trainer: Trainer, loss: float) -> None:
-        if not self.tally.add(loss, step=trainer.global_step):
+    def _count(self, trainer: Trainer, loss: float, samples: int) -> None:
+        if not self.tally.add(loss, step=trainer.global_step, samples=samples * trainer.world_size):
             return
         assert self._stepper is not None and self._council is not None
         self._stepper.end(self._council.loss(loss))

@@ -26,13 +26,13 @@ def check_policy(policy: Policy, observations: Iterable[Observation]) -> None:
         assert decision.explanation or not decision.commands, "a decision without an explanation"
         taken = {s.seed_id for s in observation.seeds if s.state is not SeedState.DORMANT}
         assert not taken & set(targets), f"{taken & set(targets)} is not dormant"
-        total = 0
+        on_menu, total = policy.menu.names(observation.sites), 0
         for command in decision.commands:
             assert command.command is SeedCommand.GERMINATE, f"a policy may only germinate, not {command.command}"
             assert command.target_layer_id in sites, f"{command.target_layer_id} was not offered"
-            assert command.blueprint_id in policy.menu.names, f"{command.blueprint_id} is not on the menu"
+            assert command.blueprint_id in on_menu, f"{command.blueprint_id} is not on the menu"
             total += _params(policy, observation, command.target_layer_id, command.blueprint_id, command.dims)
-        room = remaining(observation, policy.config)
+        room = remaining(observation, policy.config).params
         assert total <= max(room, 0), f"{total} parameters proposed, {room} are left"
 
 

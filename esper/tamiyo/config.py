@@ -62,12 +62,20 @@ class TamiyoConfig(Settings):
 
     Args:
         policy: `off`, `random`, `schedule` or `heuristic` (the live trial).
-        menu: names of the blueprints that may grow; None takes the standard ten, `esper.blueprints.STANDARD`.
+        menu: names of the blueprints that may grow; None takes those of the host's family, see
+            `esper.blueprints.families`.
         budget: parameters that growth may add: a count, or a fraction of the host's when below 1.
+        budget_macs: multiply-accumulates per sample that growth may add: a count, or a fraction of the host's when
+            below 1; None does not limit them.
+        budget_ms: forward time of 8 samples that growth may add, in milliseconds; None does not limit it.
+        budget_mb: memory in training that growth may take, in MiB; None does not limit it.
+        overhead: most work that the search may cost (children on trial, and the passes that judge them), as a fraction
+            of the run's training; a trial that would cost more leaves out its dearest kinds. None does not limit it.
         proxy: parameters of each proxy of a trial: a count, or a fraction of the host's when below 1.
         start: when the first germination may happen.
         period: time between germinations of `random`, and between the trials of `heuristic`.
-        trials: most trials of `heuristic`; plantings of `random`.
+        trials: most growth points of `heuristic`, which share the budget; none comes after one at which no kind stood
+            out. Plantings of `random`.
         plateau: germinate only once the decision loss improved by less than this fraction over two boundaries;
             None does not wait for a plateau.
         standout: smallest gain of a trial's winner, as a fraction of the decision loss, for the rest of the budget to
@@ -75,8 +83,15 @@ class TamiyoConfig(Settings):
         below_standout: what happens when no kind stands out: `nothing`, or `widen` (spread BP-WIDEN).
         min_effect: smallest lower bound of a kept graft's gain, in the unit of the loss.
         price_per_kparam: gain that every thousand added parameters must pay for, in the unit of the loss.
+        price_per_mmac: the same for every million multiply-accumulates per sample.
+        price_per_ms: the same for every millisecond of a forward of 8 samples: Urabrask's where the kernel is compiled,
+            else the estimate.
+        rank_by: what the gains of a trial are divided by: `params`, `macs` or `latency`.
         confidence: one-sided confidence of the gate, in (.5, 1).
         decision_samples: most paired samples of the decision part that a judgement uses.
+        experience: field reports of earlier runs to learn from: a `fieldreports.jsonl`, a folder of runs, or the folder
+            of a forge. Kinds that were found wanting stay out of a trial, and places rank by what they gained. None
+            learns nothing.
         schedule: plantings of the `schedule` policy.
         seed: seed of random choices and of the children's initial weights.
         rollback: when a fit goes back to its last good snapshot.
@@ -85,6 +100,10 @@ class TamiyoConfig(Settings):
     policy: Annotated[Literal["off", "random", "schedule", "heuristic"], BeforeValidator(_plain_off)] = "heuristic"
     menu: tuple[str, ...] | None = None
     budget: float = Field(default=0.15, gt=0)
+    budget_macs: float | None = Field(default=None, gt=0)
+    budget_ms: float | None = Field(default=None, gt=0)
+    budget_mb: float | None = Field(default=None, gt=0)
+    overhead: float | None = Field(default=0.2, gt=0)
     proxy: float = Field(default=0.02, gt=0)
     start: float = Field(default=0.12, ge=0)
     period: float = Field(default=0.25, gt=0)
@@ -94,8 +113,12 @@ class TamiyoConfig(Settings):
     below_standout: Literal["nothing", "widen"] = "widen"
     min_effect: float = Field(default=0.0, ge=0)
     price_per_kparam: float = Field(default=0.0005, ge=0)
+    price_per_mmac: float = Field(default=0.0, ge=0)
+    price_per_ms: float = Field(default=0.0, ge=0)
+    rank_by: Literal["params", "macs", "latency"] = "params"
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     decision_samples: int = Field(default=32, ge=2)
+    experience: str | None = None
     schedule: tuple[Planting, ...] = ()
     seed: int = Field(default=0, ge=0)
     rollback: RollbackConfig = RollbackConfig()

@@ -8,6 +8,10 @@ from esper.leyline.events import Candidate
 from esper.leyline.packets import SystemStatePacket
 from esper.leyline.reports import FieldReport
 from esper.leyline.states import IN_PROGRESS, SeedState
+from esper.tamiyo.experience import Experience
+from esper.tamiyo.work import Work
+
+_NONE = Experience()
 
 
 class SeedStatus(NamedTuple):
@@ -20,6 +24,9 @@ class SeedStatus(NamedTuple):
         blueprint: what grows, or empty.
         group: trial that it belongs to, or empty.
         params: parameters of the child.
+        macs: its multiply-accumulates per sample.
+        latency_ms: its forward time of 8 samples, in milliseconds.
+        memory_mb: its memory in training, in MiB.
         trainable: whether the child has weights that learn.
         fault: what its kernel did wrong, or empty.
     """
@@ -30,6 +37,9 @@ class SeedStatus(NamedTuple):
     blueprint: str = ""
     group: str = ""
     params: int = 0
+    macs: int = 0
+    latency_ms: float = 0.0
+    memory_mb: float = 0.0
     trainable: bool = True
     fault: str = ""
 
@@ -67,6 +77,8 @@ class Observation(NamedTuple):
         total_steps: length of the run in training steps.
         host_params: parameters of the host.
         losses: decision losses at the boundaries so far, oldest first.
+        work: what was worked so far, and by what sizes.
+        experience: what grafts of earlier runs came to.
         paused: whether germination is paused.
         final: whether the run ends here.
     """
@@ -78,6 +90,8 @@ class Observation(NamedTuple):
     total_steps: int
     host_params: int
     losses: tuple[float, ...] = ()
+    work: Work = Work()
+    experience: Experience = _NONE
     paused: bool = False
     final: bool = False
 

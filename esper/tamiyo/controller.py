@@ -19,8 +19,11 @@ from esper.leyline.states import IN_PROGRESS, Reason, SeedState
 from esper.tamiyo import by_hand, gate, observe
 from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.contracts import Decision, Observation
+from esper.tamiyo.experience import Experience
 from esper.tamiyo.menu import Menu, Offer
 from esper.tamiyo.policies import make_policy
+from esper.tamiyo.price import price
+from esper.tamiyo.work import Work
 
 EvidenceSource = Callable[[Sequence[str]], dict[str, Counterfactual]]
 """Measures seeds by id, on the decision part, with each on and off."""
@@ -72,6 +75,8 @@ class TamiyoController:
         self.agree: Callable[[Decision], Decision] = lambda decision: decision
         self.host_params = morphable.host_parameters()
         self.run_id = new_id()
+        self.work = Work()
+        self.experience = Experience.read(self.config.experience) if self.config.experience else Experience()
         self.paused = False
         self.calm_until = 0
         self.reports: list[FieldReport] = []
@@ -183,6 +188,8 @@ class TamiyoController:
             total_steps=self.total_steps,
             host_params=self.host_params,
             losses=tuple(self.losses),
+            work=self.work,
+            experience=self.experience,
             paused=self.paused or self._packet.global_step < self.calm_until,
             final=final,
         )
@@ -281,12 +288,14 @@ class TamiyoController:
             else None,
             outcome=event.target,
             reason=event.reason,
-            cost=Cost(params=record.params, flops=2 * record.macs),
+            cost=Cost(params=record.params, flops=2 * record.macs, latency_ms=record.latency_ms or None),
+            eval_metrics={"price": price(record, self.config)},
             stage_epochs={SeedState(s): n for s, n in record.stage_epochs.items()},
             stage_steps={SeedState(s): n for s, n in record.stage_steps.items()},
             grafting_strategy=record.strategy,
             dims=record.dims,
             group=record.group,
+            site_kind=record.site.get("kind", ""),
         )
 
     def summary(self) -> str:
@@ -312,6 +321,7 @@ class TamiyoController:
             "losses": list(self.losses),
             "explanations": list(self.explanations),
             "reports": [to_json(report) for report in self.reports],
+            "experience": self.experience.plain(),
             "store": self.store.state(),
         }
 
@@ -320,6 +330,7 @@ class TamiyoController:
         self.run_id, self.paused, self.calm_until = state["run_id"], state["paused"], state.get("calm_until", 0)
         self.losses, self.explanations = list(state["losses"]), list(state["explanations"])
         self.reports = [from_json(FieldReport, text) for text in state["reports"]]
+        self.experience = Experience.from_plain(state.get("experience", ()))
         self.store.restore(state.get("store", {}))
 
     def memory(self) -> dict[str, Any]:

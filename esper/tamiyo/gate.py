@@ -11,6 +11,7 @@ from esper.leyline.reports import Counterfactual
 from esper.leyline.states import IN_PROGRESS, Reason, SeedCommand, SeedState
 from esper.tamiyo.config import RollbackConfig, TamiyoConfig
 from esper.tamiyo.contracts import Decision, Observation, SeedStatus
+from esper.tamiyo.price import UNITS, price, size
 
 _S, _C = SeedState, SeedCommand
 _NEXT = MappingProxyType(
@@ -77,14 +78,6 @@ def alarm(losses: Sequence[float], before: Sequence[float | None], config: Rollb
     return f"the decision loss is {losses[-1]:.4f} with a child in effect, and was {max(known):.4f} before it"
 
 
-def price(params: int, config: TamiyoConfig) -> float:
-    """Return the gain that a graft must show, in the unit of the loss.
-
-    `min_effect + price_per_kparam * params / 1000`.
-    """
-    return config.min_effect + config.price_per_kparam * params / 1000
-
-
 def to_judge(observation: Observation) -> list[SeedStatus]:
     """Return the seeds whose evidence is due: EVALUATING, and no member of their trial is still on its way."""
     waiting = {s.group for s in observation.seeds if s.group and s.state in _BEFORE_EVALUATION}
@@ -112,7 +105,7 @@ def judge(observation: Observation, config: TamiyoConfig) -> Decision:
 
 
 def _judge_alone(seed: SeedStatus, found: Counterfactual, config: TamiyoConfig) -> Decision:
-    needed = price(seed.params, config)
+    needed = price(seed, config)
     passed = found.lower > needed
     verdict = "kept" if passed else "removed"
     why = (
@@ -128,8 +121,8 @@ def _judge_alone(seed: SeedStatus, found: Counterfactual, config: TamiyoConfig) 
 def _judge_trial(
     group: str, members: list[SeedStatus], evidence: Mapping[str, Counterfactual], config: TamiyoConfig
 ) -> Decision:
-    scores = {s.seed_id: score(s, evidence[s.seed_id]) for s in members}
-    passing = [s for s in members if evidence[s.seed_id].lower > price(s.params, config)]
+    scores = {s.seed_id: evidence[s.seed_id].lower / size(s, config) for s in members}
+    passing = [s for s in members if evidence[s.seed_id].lower > price(s, config)]
     winner = max(passing, key=lambda s: scores[s.seed_id], default=None)
     commands, candidates = [], []
     for seed in members:
@@ -145,12 +138,8 @@ def _judge_trial(
     named = "nothing earned its price" if winner is None else f"{winner.blueprint} at {winner.seed_id} wins"
     ranking = sorted(candidates, key=lambda c: -c.score)
     listed = ", ".join(f"{c.blueprint_id} {c.score:.4f}" for c in ranking)
-    return Decision(tuple(commands), f"trial {group}: {named}; gain per 1,000 parameters: {listed}", tuple(candidates))
-
-
-def score(seed: SeedStatus, found: Counterfactual) -> float:
-    """Return the lower bound of the gain per thousand parameters."""
-    return found.lower / max(seed.params / 1000, 1e-9)
+    why = f"trial {group}: {named}; gain per {UNITS[config.rank_by]}: {listed}"
+    return Decision(tuple(commands), why, tuple(candidates))
 
 
 def _verdict(seed: SeedStatus, passed: bool, lost: Reason) -> KasminaControlCommand:

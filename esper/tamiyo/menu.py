@@ -1,10 +1,13 @@
 """Which blueprints fit where, at what size and price."""
 
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from esper.blueprints import STANDARD, BlueprintIR, Library, cost, fit_dims, why_not
+from esper.blueprints import BlueprintIR, Library, fit_dims, why_not
+from esper.blueprints.estimate import Estimate
+from esper.blueprints.families import MENUS, family_of
 from esper.blueprints.ir import Placement
 from esper.leyline.commands import KasminaControlCommand
 from esper.leyline.errors import BlueprintError
@@ -12,6 +15,39 @@ from esper.leyline.states import Reason, SeedCommand
 from esper.tamiyo.contracts import Site
 
 _PARALLEL_KINDS = frozenset({"attention", "mlp", "linear"})
+
+
+class Room(NamedTuple):
+    """What growth may still add.
+
+    Args:
+        params: parameters.
+        macs: multiply-accumulates per sample.
+        latency_ms: forward time of 8 samples, in milliseconds.
+        memory_mb: memory in training, in MiB.
+    """
+
+    params: int
+    macs: float = math.inf
+    latency_ms: float = math.inf
+    memory_mb: float = math.inf
+
+    def holds(self, cost: Estimate) -> bool:
+        """Return whether there is room for a child.
+
+        Example:
+            >>> Room(100, macs=10).holds(Estimate(100, 11, 0.0, 0.0))
+            False
+        """
+        return all(needed <= left for needed, left in zip(cost, self, strict=True))
+
+    def at_most(self, params: int | None) -> "Room":
+        """Return it with no more than so many parameters; None leaves it as it is."""
+        return self if params is None else self._replace(params=min(params, self.params))
+
+    def share(self, parts: int) -> "Room":
+        """Return an equal part of it."""
+        return Room(self.params // parts, *(left / parts for left in self[1:]))
 
 
 class Offer(NamedTuple):
@@ -22,16 +58,19 @@ class Offer(NamedTuple):
         blueprint: name.
         reads: placement of the child.
         dims: sizes of the free dimensions.
-        params: parameters.
-        macs: multiply-accumulates per sample.
+        cost: what it costs there.
     """
 
     site: Site
     blueprint: str
     reads: Placement
     dims: dict[str, int]
-    params: int
-    macs: int
+    cost: Estimate
+
+    @property
+    def params(self) -> int:
+        """Parameters of the child."""
+        return self.cost.params
 
     @property
     def seed_id(self) -> str:
@@ -44,7 +83,7 @@ class Menu:
 
     Args:
         library: where they are defined.
-        names: which of them; None takes the standard ones.
+        names: which of them; None takes those of the host's family, see `esper.blueprints.families`.
 
     Raises:
         BlueprintError: a name is unknown.
@@ -53,28 +92,36 @@ class Menu:
     def __init__(self, library: Library, names: Sequence[str] | None = None) -> None:
         """Check the names."""
         self.library = library
-        self.names = tuple(names if names is not None else STANDARD)
-        for name in self.names:
+        self.given = tuple(names) if names is not None else None
+        for name in self.given or ():
             library[name]
 
-    def offer(self, site: Site, blueprint: str, max_params: int) -> Offer | None:
-        """Return the largest child of at most `max_params` parameters, or None if none fits or it is under embargo."""
+    def names(self, sites: Iterable[Site]) -> tuple[str, ...]:
+        """Return the blueprints that may grow in a host with these sites."""
+        return self.given if self.given is not None else MENUS[family_of(site.shape for site in sites)]
+
+    def offer(self, site: Site, blueprint: str, room: Room) -> Offer | None:
+        """Return the largest child that there is room for, or None if none fits or it is under embargo."""
         ir = placed(self.library[blueprint].ir, site)
         if ir is None or blueprint in site.closed or why_not(ir, site.shape) is not None:
             return None
-        try:
-            dims = fit_dims(ir, site.shape, max_params)
-        except BlueprintError:
-            return None
-        price = cost(ir, site.shape, dims)
-        if price.params > max_params:
-            return None
-        return Offer(site, blueprint, ir.reads, dims, price.params, price.macs)
+        limit = room.params
+        while limit > 0:
+            try:
+                dims = fit_dims(ir, site.shape, limit)
+            except BlueprintError:
+                return None
+            cost = self.library[blueprint].estimate(site.shape, dims, reads=ir.reads)
+            if room.holds(cost):
+                return Offer(site, blueprint, ir.reads, dims, cost)
+            limit = min(cost.params - 1, limit * 3 // 4)
+        return None
 
-    def offers(self, site: Site, max_params: int) -> list[Offer]:
-        """Return every blueprint of the menu that fits a site, in the menu's order."""
-        found = (self.offer(site, name, max_params) for name in self.names)
-        return [offer for offer in found if offer is not None]
+    def offers(self, sites: Sequence[Site], room: Room) -> Iterator[Offer]:
+        """Yield every blueprint of the menu at every site where it fits, in the order of the sites and of the menu."""
+        names = self.names(sites)
+        found = (self.offer(site, name, room) for site in sites for name in names)
+        return (offer for offer in found if offer is not None)
 
 
 def placed(ir: BlueprintIR, site: Site) -> BlueprintIR | None:

@@ -47,6 +47,9 @@ def _status(bank: SeedBank, writer: SeedWriter, seed: SeedId, record: SeedRecord
         blueprint=record.blueprint,
         group=record.group,
         params=record.params,
+        macs=record.macs,
+        latency_ms=record.latency_ms,
+        memory_mb=record.memory_mb,
         trainable=bool(record.ir.get("trainable", True)),
         fault=(graft.fault or "") if graft else "",
     )

@@ -43,6 +43,11 @@ def require_supported(trainer: Trainer, module: LightningModule, *, judges: bool
         raise ConfigError(f"Tamiyo needs one optimizer, the module configures {len(trainer.optimizers)}.")
     require_whole_optimizers(trainer.optimizers)
     require_averages(trainer, module)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ConfigError(
+            "every parameter of the module is frozen, so that no step can be made before the first graft; leave at "
+            "least one trainable, such as the head or a norm. Frozen parts may grow all the same."
+        )
     if judges and not validates(trainer):
         raise DataError(
             "the decision part is missing: this run does not validate. Give the trainer a validation loader and "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import NormalDist
 from typing import Any
 
@@ -15,9 +16,11 @@ from esper.kasmina.bank import SeedBank
 from esper.leyline.errors import DataError
 from esper.leyline.ids import SeedId
 from esper.leyline.reports import Counterfactual
+from esper.models.flops import macs_of
 from esper.tolaria.distributed import Ranks
 from esper.tolaria.exchange import SharedFaults
 from esper.tolaria.parts import FromLoader
+from esper.tolaria.sharded import is_sharded
 from esper.tolaria.snapshot import undisturbed
 
 
@@ -94,6 +97,19 @@ class Evidence:
     def loss(self) -> float:
         """Return the mean loss with everything on."""
         return float(self.losses().mean())
+
+    def macs(self) -> float:
+        """Return the multiply-accumulates of the host for one sample, by one pass; 0 where it is sharded."""
+        if is_sharded(self.trainer.strategy):
+            return 0.0
+        whole = 0.0
+        with undisturbed(self.module):
+            for unit in self._read()[:1]:
+                samples = batch_size(unit.batch) if _tells_samples(self.module) else 1
+                whole = macs_of(partial(unit_losses, self.trainer, self.module, unit)) / samples
+        self._shared()
+        living = sum(self.bank.records[seed].macs for seed, graft in self.bank.grafted().items() if graft.strength > 0)
+        return max(0.0, whole - living)
 
     def losses(self) -> Tensor:
         """Return the loss of each sample, [n] float64 on the CPU; those of all ranks, in the order of the ranks."""

@@ -9,7 +9,7 @@ from esper.kasmina.kernels import KernelRequest
 from esper.kasmina.library_store import LibraryKernelStore
 from esper.leyline.errors import BlueprintDoesNotFit, BlueprintError, KernelError
 from esper.tamiyo.contracts import Site
-from esper.tamiyo.menu import Menu
+from esper.tamiyo.menu import Menu, Room
 from tests.blueprints.growing import capable, one_rank
 
 LIBRARY = load_library()
@@ -34,7 +34,7 @@ def test_without_it_nothing_is_offered_chosen_or_built(name, monkeypatch):
     assert needs in (why_not(ir, SITE) or "")
     with pytest.raises(BlueprintDoesNotFit, match="that is not offered here, so choose another blueprint"):
         build(ir, SITE, seed=0)
-    assert Menu(LIBRARY, [name]).offer(Site("attn", 0, 0, SITE, 0.5, True), name, 100_000) is None
+    assert Menu(LIBRARY, [name]).offer(Site("attn", 0, 0, SITE, 0.5, True), name, Room(100_000)) is None
     with pytest.raises(KernelError, match=name):
         LibraryKernelStore().wait(KernelRequest(name, SITE))
     assert cost(ir, SITE).params > 0, "what it would cost can be told anywhere"

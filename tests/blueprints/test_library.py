@@ -149,8 +149,12 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
         load_library([tmp_path])
 
 
-def test_the_cost_vector_follows_the_shape():
+def test_the_estimate_follows_the_shape():
     gelu = load_library()["BP-MLP-GELU"]
-    params, flops, latency_ms = gelu.cost_vector(SiteShape("btd", 64, 64, 128), {"h": 16})
-    assert (params, flops) == (2128, 524_288)
-    assert gelu.cost_vector(SiteShape("btd", 64, 64, 256), {"h": 16}) == (params, 2 * flops, 2 * latency_ms)
+    small = gelu.estimate(SiteShape("btd", 64, 64, 128), {"h": 16})
+    assert (small.params, small.macs) == (2128, 262_144)
+    longer = gelu.estimate(SiteShape("btd", 64, 64, 256), {"h": 16})
+    assert (longer.params, longer.macs, longer.latency_ms) == (2128, 2 * small.macs, 2 * small.latency_ms)
+    assert small.memory_mb < longer.memory_mb < 2 * small.memory_mb  # the parameters are there once
+    at_reference = gelu.estimate(SiteShape("btd", 64, 64, 128))
+    assert at_reference.latency_ms == gelu.manifest.expected_latency_ms > small.latency_ms

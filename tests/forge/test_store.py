@@ -60,11 +60,11 @@ class World:
         self.urza = Urza(folder / "store", KeyRing(folder / "keys"))
         self.stores: list[ForgeStore] = []
 
-    def open(self, **given: Any) -> ForgeStore:
-        def shelf() -> Urza:
-            return Urza(self.folder / "store", KeyRing.public_only(self.folder / "keys"))
+    def shelf(self) -> Urza:
+        return Urza(self.folder / "store", KeyRing.public_only(self.folder / "keys"))
 
-        self.stores.append(ForgeStore(ForgeLink(lambda: Shared(self.bus), shelf, fingerprint), **given))
+    def open(self, **given: Any) -> ForgeStore:
+        self.stores.append(ForgeStore(ForgeLink(lambda: Shared(self.bus), self.shelf, fingerprint), **given))
         return self.stores[-1]
 
     def promote(self, folder: Path, another: str = "", latency_ms: float = 1.0) -> str:
@@ -175,6 +175,26 @@ def test_what_is_validated_during_the_run_is_adopted_only_if_asked_for(
     else:
         time.sleep(1.0)
         assert not is_compiled(store.poll(REQUEST))
+
+
+@pytest.mark.slow
+def test_what_was_validated_while_nobody_listened_is_adopted_too(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    there = False
+
+    def connect() -> Bus:
+        if not there:
+            raise BusError("nobody there")
+        return Shared(world.bus)
+
+    store = ForgeStore(ForgeLink(connect, world.shelf, fingerprint), adopt="any")
+    world.stores.append(store)
+    until(lambda: store.poll(REQUEST))
+    until(lambda: store._looked[REQUEST].is_set())
+    world.promote(compiled(tmp_path_factory)[0])
+    there = True
+    assert until(lambda: is_compiled(store.poll(REQUEST)))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from esper.blueprints.capabilities import lacking
 from esper.kasmina.library_store import LibraryKernelStore
 from esper.models import ByteLM
 from esper.tamiyo import observe
-from esper.tamiyo.menu import Menu
+from esper.tamiyo.menu import Menu, Room
 from tests.kasmina.conftest import Rig, S
 
 LIBRARY = Library(blueprint for blueprint in load_library() if not lacking(blueprint.ir))
@@ -64,7 +64,7 @@ def test_every_blueprint_that_fits_grows_there(host: str) -> None:
     before = [rig.model(rig.x).detach(), rig.model.eval()(rig.x).detach()]
     menu, grown = Menu(LIBRARY, LIBRARY.names()), {}
     for name in LIBRARY.names():
-        offers = (menu.offer(site, name, 20_000) for site in observe.sites(rig.bank))
+        offers = (menu.offer(site, name, Room(20_000)) for site in observe.sites(rig.bank))
         offer = next((found for found in offers if found is not None), None)
         if offer is not None:
             given = {"blueprint": name, "dims": offer.dims, "reads": offer.reads, "init_seed": 1}

@@ -88,6 +88,7 @@ REPORT = ll.FieldReport(
     grafting_strategy="fixed_ramp",
     dims={"h": 16},
     group="trial-1",
+    site_kind="mlp",
 )
 TRANSITION = ll.SeedTransitioned(
     **RUN,

@@ -51,5 +51,10 @@ def test_the_table_fits_eighty_columns(grown: RunResult) -> None:
     assert "…" not in text
 
 
+def test_what_the_search_took_is_told(grown: RunResult) -> None:
+    assert "1.6 % of the training's work" in printed(replace(grown, search_share=0.0161), width=80)
+    assert "search" not in printed(grown)
+
+
 def test_a_graft_that_was_never_measured(grown: RunResult) -> None:
     assert gain_text(replace(grown.grafts[0], gain=None)) == "not measured"

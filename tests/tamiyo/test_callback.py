@@ -36,6 +36,79 @@ def test_every_ended_life_has_one_field_report_on_disk(tmp_path: Path) -> None:
     assert [json.loads(line)["outcome"] for line in lines] == [r.outcome.value for r in callback.controller.reports]
 
 
+def test_a_run_keeps_an_account_of_its_work(tmp_path: Path) -> None:
+    host, per_epoch = 64 * 16 + 16 * 8 + 8 * 10, 640
+    _, callback = grow(tmp_path / "grown")
+    total, judged, before = 0.0, 0.0, {"added_macs": 0.0, "decision_samples": 0.0, "step": 0.0}
+    for entry in callback.history:
+        width = host + before["added_macs"]
+        passes = (entry["decision_samples"] - before["decision_samples"]) * width
+        trained = per_epoch if entry["step"] > before["step"] else 0
+        total, judged, before = total + 3 * trained * width + passes, judged + passes, entry
+        assert entry["macs"] == total
+    grown = callback.history[-1]
+    assert judged > 0 and grown["added_macs"] > 0
+    on_trial = grown["search_macs"] - judged
+    assert on_trial > 0 and on_trial % (3 * per_epoch * grown["added_macs"]) == 0  # whole epochs of the one child
+
+    off = esper.Tamiyo("off", targets=["net.*"])
+    trainer(tmp_path / "off", off).fit(Plain(), datamodule=digits())
+    assert (off.history[-1]["macs"], off.history[-1]["search_macs"]) == (3 * per_epoch * 8 * host, 0.0)
+
+
+def test_the_host_walks_the_same_way_as_without_growth_until_the_first_graft(tmp_path: Path) -> None:
+    settings = {"budget": 3000, "proxy": 200, "start": 50, "overhead": 5.0}
+    grown, plain = Plain(), Plain()
+    callback = esper.Tamiyo("heuristic", kasmina=QUICK, settings=settings, targets=["net.*"])
+    trainer(tmp_path / "grown", callback).fit(grown, datamodule=digits())
+    trainer(tmp_path / "off", esper.Tamiyo("off", targets=["net.*"])).fit(plain, datamodule=digits())
+    assert grown.train_losses[:50] == plain.train_losses[:50]
+    assert grown.train_losses[60:] != plain.train_losses[60:]
+
+
+def frozen(*names: str) -> Plain:
+    module = Plain()
+    for name in names:
+        module.get_submodule(name).requires_grad_(False)
+    return module
+
+
+def test_a_frozen_body_grows_while_its_head_trains(tmp_path: Path) -> None:
+    module = frozen("net.0", "net.2")
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    settings = {"budget": 3000, "proxy": 300, "start": 10, "overhead": 5.0}
+    callback = esper.Tamiyo("heuristic", kasmina=QUICK, settings=settings, targets=["net.0", "net.2"])
+    trainer(tmp_path, callback).fit(module, datamodule=digits())
+    assert "FOSSILIZED" in states(callback)
+    for name, value in before.items():
+        assert torch.equal(module.state_dict()[name], value) is name.startswith(("net.0", "net.2")), name
+
+
+def test_a_host_of_which_nothing_trains_is_refused(tmp_path: Path) -> None:
+    callback = esper.Tamiyo("heuristic", targets=["net.*"])
+    with pytest.raises(ConfigError, match="leave at least one trainable"):
+        trainer(tmp_path, callback).fit(frozen("net"), datamodule=digits())
+
+
+def test_what_earlier_runs_found_shrinks_the_menu_and_survives_a_resume(tmp_path: Path) -> None:
+    def run(folder: str, experience: str | None, ckpt: Path | None = None) -> esper.Tamiyo:
+        settings = {"budget": 3000, "proxy": 200, "start": 20, "overhead": 5.0, "experience": experience}
+        callback = esper.Tamiyo("heuristic", kasmina=QUICK, settings=settings, targets=["net.*"])
+        trainer(tmp_path / folder, callback).fit(Plain(), datamodule=digits(), ckpt_path=ckpt)
+        return callback
+
+    def tried(callback: esper.Tamiyo) -> list[str]:
+        return [r.blueprint_id for r in callback.controller.reports if r.group == "trial-0"]
+
+    first = run("runs/first", None)
+    second = run("second", str(tmp_path / "runs"))
+    assert set(tried(second)) < set(tried(first))
+    assert "kinds left out by what earlier runs found" in "".join(second.controller.explanations)
+    (tmp_path / "runs" / "first" / "fieldreports.jsonl").write_text("")  # what it believed is in its checkpoint
+    third = run("third", str(tmp_path / "runs"), tmp_path / "second" / "checkpoints" / "epoch=0.ckpt")
+    assert third.controller.explanations == second.controller.explanations
+
+
 def test_events_tell_every_transition_in_order(tmp_path: Path) -> None:
     grow(tmp_path)
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]

@@ -9,7 +9,8 @@ from esper.leyline.reports import Counterfactual
 from esper.leyline.states import TRANSITIONS, Reason, SeedCommand, SeedState
 from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.contracts import Observation, SeedStatus
-from esper.tamiyo.gate import advance, price, to_judge
+from esper.tamiyo.gate import advance, to_judge
+from esper.tamiyo.price import price
 
 CONFIG = TamiyoConfig(price_per_kparam=0.01, min_effect=0.001)
 
@@ -71,7 +72,7 @@ def test_the_same_observation_gives_the_same_decision(seeds: list[SeedStatus]) -
 
 @pytest.mark.parametrize(("lower", "kept"), [(0.0111, True), (0.0109, False), (-1.0, False)])
 def test_a_graft_stays_only_if_its_lower_bound_beats_its_price(lower: float, kept: bool) -> None:
-    assert price(1000, CONFIG) == pytest.approx(0.011)
+    assert price(seed(0, SeedState.EVALUATING), CONFIG) == pytest.approx(0.011)
     found = verbs(observed(seed(0, SeedState.EVALUATING), evidence={"a#0.0": lower}))
     expected = (SeedCommand.FINE_TUNE, Reason.GATE_PASSED) if kept else (SeedCommand.CULL, Reason.GATE_FAILED)
     assert found == {"a#0.0": expected}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.blueprints import SiteShape, load_library
+from esper.blueprints import SiteShape, cost, load_library
 from esper.leyline.errors import EsperError
 from esper.leyline.packets import SystemStatePacket
 from esper.leyline.reports import Counterfactual, FieldReport, SiteInfo
@@ -12,9 +12,11 @@ from esper.leyline.states import Reason, SeedCommand, SeedState
 from esper.tamiyo.checks import check_policy
 from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.contracts import Observation, SeedStatus, Site
-from esper.tamiyo.menu import Menu
+from esper.tamiyo.experience import Experience
+from esper.tamiyo.menu import Menu, Room
 from esper.tamiyo.policies import POLICIES, make_policy
 from esper.tamiyo.policies.base import on_plateau, remaining
+from esper.tamiyo.work import Work
 
 LIBRARY = load_library()
 STREAM = Site("blocks.0.after_attn", 0, 0, SiteShape("btd", 64, 64, 128, "stream"), 0.0, True)
@@ -98,6 +100,74 @@ def test_below_the_threshold_widening_is_spread_or_nothing_is_added() -> None:
     assert nothing.commands == ()
 
 
+def test_widening_is_spread_over_what_it_widens_in_each_family() -> None:
+    def images(path: str, kind: str) -> Site:
+        return Site(path, 0, 0, SiteShape("bchw", 16, 16, 64, kind), 0.0, True)
+
+    lost = report("BP-MLP-GELU", "trial-0", kept=False, lower=0.0)
+    for sites, kind in (
+        ((images("a", "conv2d"), images("b", "conv2d"), images("n", "norm")), "BP-WIDEN-CONV"),
+        ((Site("a", 0, 0, SiteShape("bd", 16, 16, 1, "linear"), 0.0, True),), "BP-WIDEN"),
+    ):
+        spread = policy("heuristic").propose(observed(500, reports=(lost,))._replace(sites=sites))  # type: ignore[attr-defined]
+        assert {c.blueprint_id for c in spread.commands} == {kind}
+        assert {c.target_layer_id for c in spread.commands} == {s.path for s in sites if s.shape.kind != "norm"}
+
+
+def test_the_growth_points_share_the_budget() -> None:
+    won = report("BP-CONV-CAUSAL", "trial-0", kept=True, lower=0.2)
+
+    def invested(trials: int) -> int:
+        decision = policy("heuristic", trials=trials).propose(observed(500, reports=(won,)))  # type: ignore[attr-defined]
+        (command,) = decision.commands
+        return cost(LIBRARY["BP-CONV-CAUSAL"].ir, STREAM.shape, command.dims).params
+
+    assert invested(1) > 15_000 and 4_500 < invested(3) <= 16_000 // 3
+
+
+def test_no_trial_follows_one_at_which_nothing_stood_out() -> None:
+    def proposed(lower: float) -> tuple[object, ...]:
+        trial = report("BP-CONV-CAUSAL", "trial-0", kept=True, lower=lower)
+        after = report("BP-CONV-CAUSAL", "invest-0" if lower > 0.1 else "spread-0.0", kept=True, lower=0.1)
+        heuristic = policy("heuristic", trials=2, budget=60_000)
+        return heuristic.propose(observed(1200, reports=(trial, after))).commands  # type: ignore[attr-defined, no-any-return]
+
+    assert proposed(0.2) and not proposed(0.001)
+
+
+def test_a_trial_leaves_out_what_the_run_cannot_afford() -> None:
+    def kinds(host: float, overhead: float | None) -> list[str]:
+        work = Work(host=host, batch=8, trial_steps=120, judged_on=32)
+        decision = policy("heuristic", overhead=overhead).propose(observed(work=work))  # type: ignore[attr-defined]
+        return [c.blueprint_id for c in decision.commands]
+
+    every = kinds(12e6, None)
+    assert kinds(12e6, 0.2) == every  # what task C costs
+    some = kinds(12e6, 0.01)
+    assert set(some) < set(every) and "BP-ATTN-STD" not in some  # the dearest goes first
+    assert kinds(12e6, 1e-6) == []
+    assert kinds(0.0, 0.01) == every  # the host's work is not known
+
+
+def test_a_trial_leaves_out_what_earlier_runs_found_wanting_and_goes_where_they_gained_most() -> None:
+    def earlier(run: int, blueprint: str, gain: float, kind: str = "stream", depth: float = 0.0) -> FieldReport:
+        place = PLACE.model_copy(update={"depth": depth})
+        found = Counterfactual(mean=gain, lower=gain - 0.001, upper=gain + 0.001, n=32)
+        seed_id = f"{kind}{depth}#0.0"
+        return report(blueprint, "trial-0", kept=False, lower=0.0, seed_id=seed_id).model_copy(
+            update={"run_id": f"r{run}", "site": place, "site_kind": kind, "counterfactual": found}
+        )
+
+    names = Menu(LIBRARY).names(SITES)
+    seen = [earlier(run, name, 0.1 if name == "BP-CONV-CAUSAL" else 0.0) for run in range(4) for name in names]
+    decision = policy("heuristic").propose(observed(experience=Experience.of(seen)))  # type: ignore[attr-defined]
+    assert [c.blueprint_id for c in decision.commands] == ["BP-CONV-CAUSAL"]
+    assert f"{len(names) - 1} of {len(names)} kinds left out" in decision.explanation
+    better = [earlier(9 + run, "BP-CONV-CAUSAL", 0.3, "mlp", 0.2) for run in range(4)]
+    moved = policy("heuristic").propose(observed(experience=Experience.of([*seen, *better])))  # type: ignore[attr-defined]
+    assert {c.target_layer_id for c in moved.commands} == {FFN.path}
+
+
 def test_after_the_investment_the_policy_rests() -> None:
     reports = (
         report("BP-CONV-CAUSAL", "trial-0", kept=True, lower=0.2),
@@ -152,13 +222,20 @@ def test_a_schedule_that_makes_no_sense_is_refused() -> None:
 def test_what_was_removed_no_longer_counts_against_the_budget() -> None:
     gone = SeedStatus("blocks.0.ffn#0.0", SeedState.CULLED, False, "BP-WIDEN", "trial-0", 9_000)
     kept = gone._replace(seed_id="blocks.0.ffn#0.1", state=SeedState.FOSSILIZED, params=1_000)
-    assert remaining(observed(seeds=(gone, kept)), TamiyoConfig(budget=16_000)) == 15_000
+    assert remaining(observed(seeds=(gone, kept)), TamiyoConfig(budget=16_000)) == Room(15_000)
+
+
+def test_work_and_memory_are_budgets_too() -> None:
+    kept = SeedStatus("a#0.0", SeedState.FOSSILIZED, False, "BP-WIDEN", "", 1_000, 500, 0.5, 2.0)
+    config = TamiyoConfig(budget=16_000, budget_macs=0.1, budget_ms=1.0, budget_mb=3.0)
+    assert remaining(observed(seeds=(kept,), work=Work(host=10_000)), config) == Room(15_000, 500.0, 0.5, 1.0)
+    assert remaining(observed(seeds=(kept,)), config).macs == float("inf")  # the host's work is not known yet
 
 
 def test_nothing_is_offered_where_it_is_under_embargo() -> None:
     resting = FFN._replace(closed=frozenset({"BP-WIDEN"}))
-    assert Menu(LIBRARY).offer(resting, "BP-WIDEN", 5_000) is None
-    assert Menu(LIBRARY).offer(resting, "BP-MLP-GELU", 5_000) is not None
+    assert Menu(LIBRARY).offer(resting, "BP-WIDEN", Room(5_000)) is None
+    assert Menu(LIBRARY).offer(resting, "BP-MLP-GELU", Room(5_000)) is not None
 
 
 def test_a_plateau_is_two_boundaries_without_progress() -> None:

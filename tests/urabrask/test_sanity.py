@@ -255,8 +255,12 @@ def test_memory_that_is_kept_is_found(tmp_path: Path) -> None:
     hoard: list[Tensor] = []
 
     def keeps(child: Doctored, x: Tensor) -> Tensor:
-        hoard.append(torch.ones(2**15))
+        hoard.append(torch.ones(2**14))
         return child.right(x)
+
+    freed = [torch.ones(2**14) for _ in range(2000)]
+    _lid = torch.ones(1)  # above what is freed now, which therefore stays in the process, with room for the leak
+    del freed
 
     with trial(doctored(keeps), tmp_path) as given:
         complaint = CHECKS["memory"](given)

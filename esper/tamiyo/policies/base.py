@@ -1,11 +1,13 @@
 """The contract of a policy."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from esper.leyline.states import SeedState
 from esper.tamiyo.config import TamiyoConfig, params_of, steps_of
 from esper.tamiyo.contracts import Decision, Observation
-from esper.tamiyo.menu import Menu, Offer
+from esper.tamiyo.menu import Menu, Offer, Room
 
 _GONE = frozenset({SeedState.DORMANT, SeedState.CULLED, SeedState.CANCELLED, SeedState.ROLLED_BACK})
 
@@ -31,10 +33,23 @@ class Policy(ABC):
         return []
 
 
-def remaining(observation: Observation, config: TamiyoConfig) -> int:
-    """Return how many parameters growth may still add."""
-    living = sum(s.params for s in observation.seeds if s.state not in _GONE)
-    return params_of(config.budget, observation.host_params) - living
+def remaining(observation: Observation, config: TamiyoConfig) -> Room:
+    """Return what growth may still add; an amount of work is not limited while the host's is not known."""
+    living = [s for s in observation.seeds if s.state not in _GONE]
+    host = observation.work.host
+    macs = config.budget_macs
+    if macs is not None and macs < 1:
+        macs = macs * host if host else None
+    return Room(
+        params_of(config.budget, observation.host_params) - sum(s.params for s in living),
+        _left(macs, (s.macs for s in living)),
+        _left(config.budget_ms, (s.latency_ms for s in living)),
+        _left(config.budget_mb, (s.memory_mb for s in living)),
+    )
+
+
+def _left(budget: float | None, used: Iterable[float]) -> float:
+    return math.inf if budget is None else budget - sum(used)
 
 
 def due(observation: Observation, config: TamiyoConfig, count: int) -> bool:

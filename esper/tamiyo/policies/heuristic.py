@@ -9,24 +9,32 @@ from typing import final
 from esper.leyline.ids import SeedId
 from esper.leyline.reports import FieldReport
 from esper.leyline.states import SeedState
-from esper.tamiyo.config import params_of
-from esper.tamiyo.contracts import Decision, Observation, Site
-from esper.tamiyo.menu import Offer, germinate
+from esper.tamiyo.config import TamiyoConfig
+from esper.tamiyo.contracts import Decision, Observation, SeedStatus
+from esper.tamiyo.menu import Menu, Offer, germinate
 from esper.tamiyo.policies.base import Policy, due, remaining
-from esper.tamiyo.policies.priors import WIDENING, place
+from esper.tamiyo.policies.priors import WIDENING
+from esper.tamiyo.policies.proxies import Proxies
 
 _TRIAL, _INVEST, _SPREAD = "trial", "invest", "spread"
 
 
 @final
 class Heuristic(Policy):
-    """Trial, keep the best, invest the rest of the budget in its kind.
+    """Trial, keep the best, invest the rest of the budget in its kind; stop when nothing on the menu is worth it.
 
     1. When due, one proxy of every kind of the menu that fits at the site that the prior names (widening at the first
-       MLP block), all grafted together and judged by leave-one-out (`gate`).
-    2. If the winner's gain stands out, the rest of the budget goes to one more child of its kind at its site.
-    3. If nothing stands out: widening spread over the blocks, or nothing, as the config says.
+       block that it widens), all grafted together and judged by leave-one-out (`gate`). Kinds that earlier runs found
+       wanting, and those that the run cannot afford to try, are left out (`Proxies`).
+    2. If the winner's gain stands out, an equal part of the budget goes to one more child of its kind at its site.
+    3. If nothing stands out: widening spread over the blocks, or nothing, as the config says; and no further trial,
+       because what was not worth its price at this size of the model will not be at a larger one.
     """
+
+    def __init__(self, config: TamiyoConfig, menu: Menu) -> None:
+        """Remember both."""
+        super().__init__(config, menu)
+        self.proxies = Proxies(config, menu)
 
     def propose(self, observation: Observation) -> Decision:
         """Return the next move of the trial, if it is time for one."""
@@ -35,95 +43,97 @@ class Heuristic(Policy):
             follow = self._follow(observation, trials[-1])
             if follow.commands:
                 return follow
-        if len(trials) < self.config.trials and due(observation, self.config, len(trials)):
-            return self._trial(observation, f"{_TRIAL}-{len(trials)}")
+        if self._goes_on(observation, trials) and due(observation, self.config, len(trials)):
+            return self._trial(observation, len(trials))
         return Decision()
 
-    def _proxies(self, observation: Observation) -> list[Offer]:
-        room = remaining(observation, self.config)
-        size = min(params_of(self.config.proxy, observation.host_params), room)
-        offers = self._offers(observation.sites, size)
-        if offers and sum(offer.params for offer in offers) > room:
-            offers = self._offers(observation.sites, room // len(offers))
-        return offers
+    def _goes_on(self, observation: Observation, trials: list[str]) -> bool:
+        """Return whether there may be another trial: there always may be a first, and one after a winner."""
+        if len(trials) >= self.config.trials:
+            return False
+        return not trials or self._winner(observation, trials[-1]) is not None
 
-    def _offers(self, sites: tuple[Site, ...], size: int) -> list[Offer]:
-        offers: list[Offer] = []
-        for name in self.menu.names:
-            site = self._place(sites, name, size)
-            if site is not None and (offer := self.menu.offer(site, name, size)) is not None:
-                offers.append(_in_next_slot(offer, offers))
-        return offers
-
-    def _place(self, sites: tuple[Site, ...], name: str, size: int) -> Site | None:
-        """Return the trial's one site if the kind fits there, else the best site where it does."""
-        fitting = tuple(site for site in sites if self.menu.offer(site, name, size) is not None)
-        first = place(sites) if name != WIDENING else place(fitting, name)
-        return first if first in fitting else place(fitting, name)
-
-    def _trial(self, observation: Observation, group: str) -> Decision:
-        offers = self._proxies(observation)
+    def _trial(self, observation: Observation, number: int) -> Decision:
+        offers, left_out = self.proxies.choose(observation, number)
         if not offers:
-            return Decision(explanation="no blueprint of the menu fits within the budget")
+            why = "no blueprint of the menu fits within the budget"
+            return Decision(explanation=f"{why}; {left_out}" if left_out else why)
+        group = f"{_TRIAL}-{number}"
         commands = tuple(germinate(offer, seed=self.config.seed, group=group) for offer in offers)
         listed = ", ".join(f"{o.blueprint} ({o.params:,})" for o in offers)
-        return Decision(commands, f"{group}: one proxy of every kind that fits, around {offers[0].site.path}: {listed}")
+        why = f"{group}: one proxy of every kind that fits, around {offers[0].site.path}: {listed}"
+        return Decision(commands, f"{why}; {left_out}" if left_out else why)
 
     def _followed(self, observation: Observation, trial: str) -> bool:
         groups = {s.group for s in observation.seeds} | {r.group for r in observation.reports}
         return any(group.startswith((_after(trial, _INVEST), _after(trial, _SPREAD))) for group in groups)
 
     def _follow(self, observation: Observation, trial: str) -> Decision:
-        winner = next((r for r in observation.reports if r.group == trial and _kept(r)), None)
-        if winner is not None and self._stands_out(winner):
+        winner = self._winner(observation, trial)
+        if winner is not None:
             return self._invest(observation, winner, _after(trial, _INVEST))
         if self.config.below_standout == "widen":
             return self._spread(observation, _after(trial, _SPREAD))
         return Decision()
 
-    def _stands_out(self, winner: FieldReport) -> bool:
-        found, loss = winner.counterfactual, winner.post_metric
-        return found is not None and loss is not None and found.lower >= self.config.standout * abs(loss)
+    def _winner(self, observation: Observation, trial: str) -> FieldReport | None:
+        """Return the report of the proxy that was kept, if its gain stands out."""
+        kept = next((r for r in observation.reports if r.group == trial and _kept(r)), None)
+        if kept is None or kept.counterfactual is None or kept.post_metric is None:
+            return None
+        stands_out = kept.counterfactual.lower >= self.config.standout * abs(kept.post_metric)
+        return kept if stands_out else None
 
     def _invest(self, observation: Observation, winner: FieldReport, group: str) -> Decision:
         layer = SeedId.parse(winner.seed_id).layer
         site = next((s for s in observation.sites if s.path == layer), None)
         name = winner.blueprint_id
-        offer = self.menu.offer(site, name, remaining(observation, self.config)) if site else None
+        room = remaining(observation, self.config).share(self._points_left(observation))
+        offer = self.menu.offer(site, name, room) if site else None
         if offer is None:
             return Decision()
         command = germinate(offer, seed=self.config.seed, group=group)
-        why = f"{name} stood out in the trial: the rest of the budget, {offer.params:,} parameters, at {offer.seed_id}"
+        part = "the rest of the budget" if self._points_left(observation) == 1 else "an equal part of the budget"
+        why = f"{name} stood out in the trial: {part}, {offer.params:,} parameters, at {offer.seed_id}"
         return Decision((command,), why)
 
+    def _points_left(self, observation: Observation) -> int:
+        """Return over how many growth points the rest of the budget is to be spread, this one included."""
+        trials = {r.group for r in observation.reports if r.group.startswith(_TRIAL)}
+        return max(1, self.config.trials - len(trials) + 1)
+
     def _spread(self, observation: Observation, group: str) -> Decision:
-        if WIDENING not in self.menu.names:
+        names = self.menu.names(observation.sites)
+        kind = next((k for k in WIDENING if any(s.shape.kind == k for s in observation.sites)), "")
+        widening = WIDENING.get(kind, "")
+        if widening not in names:
             return Decision()
-        sites = [s for s in observation.sites if s.shape.kind == "mlp"]
-        share = remaining(observation, self.config) // max(1, len(sites))
-        offers = [o for s in sites if (o := self.menu.offer(s, WIDENING, share)) is not None]
+        sites = [s for s in observation.sites if s.shape.kind == kind]
+        room = remaining(observation, self.config).share(max(1, len(sites)))
+        offers = [o for s in sites if (o := self.menu.offer(s, widening, room)) is not None]
         commands = tuple(germinate(o, seed=self.config.seed, group=f"{group}.{n}") for n, o in enumerate(offers))
-        why = f"no kind stood out: {WIDENING} spread over {len(offers)} blocks" if offers else ""
+        why = f"no kind stood out: {widening} spread over {len(offers)} blocks" if offers else ""
         return Decision(commands, why)
 
     def foresee(self, observation: Observation) -> list[Offer]:
         """Return the proxies and, for each kind, the child that would follow if it won."""
         if observation.busy:
             return self._investments(observation)
-        return self._proxies(observation)
+        trials = {r.group for r in observation.reports if r.group.startswith(_TRIAL)}
+        return self.proxies.choose(observation, len(trials))[0]
 
     def _investments(self, observation: Observation) -> list[Offer]:
-        budget = params_of(self.config.budget, observation.host_params)
-        found = []
-        for seed in observation.seeds:
-            if seed.group.startswith(_TRIAL) and seed.state is not SeedState.FOSSILIZED:
-                layer = SeedId.parse(seed.seed_id).layer
-                site = next((s for s in observation.sites if s.path == layer), None)
-                kept = sum(s.params for s in observation.seeds if s.state is SeedState.FOSSILIZED)
-                left = budget - seed.params - kept
-                offer = self.menu.offer(site, seed.blueprint, left) if site else None
-                found += [offer] if offer else []
-        return found
+        on_trial = [s for s in observation.seeds if s.group.startswith(_TRIAL) and s.state is not SeedState.FOSSILIZED]
+        offers = (self._investment(observation, seed) for seed in on_trial)
+        return [offer for offer in offers if offer is not None]
+
+    def _investment(self, observation: Observation, winner: SeedStatus) -> Offer | None:
+        """Return what would follow if a proxy won, and the others of its trial were gone."""
+        layer = SeedId.parse(winner.seed_id).layer
+        site = next((s for s in observation.sites if s.path == layer), None)
+        stay = tuple(s for s in observation.seeds if s is winner or s.state is SeedState.FOSSILIZED)
+        room = remaining(observation._replace(seeds=stay), self.config).share(self._points_left(observation))
+        return self.menu.offer(site, winner.blueprint, room) if site else None
 
 
 def _after(trial: str, what: str) -> str:
@@ -132,12 +142,3 @@ def _after(trial: str, what: str) -> str:
 
 def _kept(report: FieldReport) -> bool:
     return report.outcome is SeedState.FOSSILIZED
-
-
-def _in_next_slot(offer: Offer, taken: list[Offer]) -> Offer:
-    """Return the offer in the first slot of its site that no earlier offer of the trial takes."""
-    used = {o.site.slot for o in taken if (o.site.path, o.site.chunk) == (offer.site.path, offer.site.chunk)}
-    slot = offer.site.slot
-    while slot in used:
-        slot += 1
-    return offer._replace(site=offer.site._replace(slot=slot))

@@ -26,8 +26,8 @@ class Random(Policy):
 
     def _draw(self, observation: Observation, count: int) -> Offer | None:
         share = params_of(self.config.budget, observation.host_params) // self.config.trials
-        limit = min(share, remaining(observation, self.config))
-        offers = [o for site in observation.sites for o in self.menu.offers(site, limit)]
+        room = remaining(observation, self.config)
+        offers = list(self.menu.offers(observation.sites, room.at_most(share)))
         chance = random.Random(f"{self.config.seed}:{count}")
         return chance.choice(offers) if offers else None
 

@@ -40,9 +40,9 @@ class Schedule(Policy):
         return Decision((command,), f"{planting.blueprint} at {offer.seed_id} by schedule, {offer.params:,} parameters")
 
     def _offer(self, observation: Observation, planting: Planting) -> Offer | None:
-        limit = min(planting.params or 10**12, remaining(observation, self.config))
+        room = remaining(observation, self.config).at_most(planting.params)
         sites = (site for site in observation.sites if fnmatchcase(site.path, planting.site))
-        offers = (self.menu.offer(site, planting.blueprint, limit) for site in sites)
+        offers = (self.menu.offer(site, planting.blueprint, room) for site in sites)
         return next((offer for offer in offers if offer is not None), None)
 
     def foresee(self, observation: Observation) -> list[Offer]:
