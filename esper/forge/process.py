@@ -16,6 +16,7 @@ from esper.files import replacing
 from esper.forge.link import Places
 from esper.forge.service import Workshop
 from esper.leyline.errors import EsperError
+from esper.workers.confine import be_nice
 
 _NICE = 10
 _log = logging.getLogger("esper.forge")
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _work(places: Places, given: argparse.Namespace) -> int:
     stop = _stop_signals()
     # Whatever it does, the training process comes first.
-    os.nice(max(0, _NICE - os.nice(0)))
+    be_nice(_NICE)
     with Workshop(
         places,
         tezzeret=given.tezzeret,

@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _IOPRIO_IDLE = 3 << 13
 _CAP_DAC_OVERRIDE = 1
 _LAST_CAPABILITY = 63
 _MIB = 2**20
+_TRIES = 5
 
 
 class Refused(Exception):
@@ -95,9 +97,29 @@ def _bound(kind: int, soft: int, hard: int | None = None) -> None:
     resource.setrlimit(kind, bounds if most == resource.RLIM_INFINITY else (min(soft, most), min(bounds[1], most)))
 
 
+def be_nice(value: int) -> None:
+    """Take at least this niceness, and let the session that the process leads have it too.
+
+    Linux shares the processor among sessions before it looks at their processes (`sched(7)`, autogroups): a session of
+    its own, as every worker has, would get as much as the training however nice its processes are.
+    """
+    os.nice(max(0, value - os.nice(0)))
+    if os.getsid(0) != os.getpid():
+        return  # Somebody's terminal: whatever else runs there keeps its share.
+    for _ in range(_TRIES):
+        try:
+            Path("/proc/self/autogroup").write_text(str(value), encoding="ascii")
+        except BlockingIOError:  # The kernel allows one such change in a tenth of a second.
+            time.sleep(0.1)
+        except OSError:
+            return  # Not this kernel, or somebody else's group.
+        else:
+            return
+
+
 def step_back(background: bool) -> None:
     """Let everything else on the machine go first."""
-    os.nice(max(0, 19 - os.nice(0)))
+    be_nice(19)
     if not background:
         return
     if hasattr(os, "SCHED_IDLE"):

@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.parent:
         with contextlib.suppress(confine.Refused):
             confine.die_with_parent(signal.SIGKILL, options.parent)
-    os.nice(_NICE)
+    confine.be_nice(_NICE)
     try:
         if options.folder is not None:
             return _join(options, options.folder)

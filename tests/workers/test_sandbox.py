@@ -57,6 +57,33 @@ def test_a_command_runs_to_its_end(tmp_path: Path, mark: str) -> None:
     assert tmp_path.stat().st_mode & 0o777 == 0o700
 
 
+GROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
+grouped = pytest.mark.skipif(
+    not GROUPS.exists() or GROUPS.read_text().strip() != "1" or not Path("/proc/self/autogroup").exists(),
+    reason="this kernel does not share the processor by sessions",
+)
+
+
+@grouped
+def test_the_session_of_a_job_goes_last_not_its_processes_alone(tmp_path: Path) -> None:
+    outcome = run_sandboxed(["cat", "/proc/self/autogroup"], tmp_path, Limits(background=False))
+    assert outcome.ok and "nice 19" in outcome.stderr_tail
+
+
+@grouped
+def test_only_a_session_of_ones_own_is_made_to_go_last() -> None:
+    def told(*, leads: bool) -> str:
+        code = "from esper.workers.confine import be_nice as f; f(10); print(open('/proc/self/autogroup').read())"
+        given = {"cwd": ROOT, "text": True, "timeout": 60}
+        if leads:
+            return subprocess.check_output([sys.executable, "-c", code], start_new_session=True, **given)  # type: ignore[call-overload, no-any-return]
+        # In a session that somebody else leads, as in a terminal.
+        shell = ["sh", "-c", f'{sys.executable} -c "{code}"; true']
+        return subprocess.check_output(shell, start_new_session=True, **given)  # type: ignore[call-overload, no-any-return]
+
+    assert "nice 10" in told(leads=True) and "nice 0" in told(leads=False)
+
+
 @pytest.mark.parametrize(
     ("do", "fields", "limits", "ending", "said"),
     [
