@@ -52,7 +52,7 @@ demo: $(STAMP)
 	$(BIN)/python train.py +experiment=moe_distill
 
 test: $(STAMP) $(VISION) $(TRITON)
-	$(BIN)/python -m pytest -q -n 2 --durations=25 $(CORE:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR)
+	$(BIN)/python -m pytest -q -n 2 --dist=worksteal --durations=25 $(CORE:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
