@@ -1,209 +1,135 @@
-"""Does growth pay? Tasks C and D at equal training compute, by the product's own path.
+"""Does growth pay? Six tasks at equal training compute, by the product's own path.
 
-Every arm has the multiply-accumulates of `wide`: host, children, probe passes, decision evaluations and, on D, the
-teacher's forward passes are all charged. Decisions read the decision part only; the table shows the report part.
+Every arm has the multiply-accumulates of `wide`: host, children, search, decision evaluations and, on D, the teacher's
+forward passes are all charged. Decisions read the decision part only; the table shows the report part.
 
-    python benchmarks/growth.py                       # all tasks, arms and 3 seeds; resumable
+    python benchmarks/growth.py                               # all tasks, arms and 5 seeds; resumable
     python benchmarks/growth.py --tasks C --arms live wide --seeds 0
+    python benchmarks/growth.py --rows rows.jsonl --jobs 8    # go on with, and add to, rows of another machine
 """
 
 import argparse
 import json
 import logging
+import multiprocessing
 import platform
-import statistics
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from filelock import FileLock
+from growth_table import head, markdown, sentences, summary
+from growth_tasks import ALIASES, ARMS, STATIC, TASKS, Account, Task, goal_of
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 import esper
-from esper.data import ByteText
-from esper.models import ByteLM, MoEByteLM
-from esper.models.flops import macs, parameter_count
+from esper.leyline.packets import SystemStatePacket
+from esper.models import ByteLM
+from esper.tamiyo import observe
+from esper.tamiyo.contracts import Observation
+from esper.tamiyo.menu import Offer
+from esper.tamiyo.work import Work
+from esper.tolaria.teacher import CachedTeacher
 
 CACHE = Path("outputs/benchmarks/growth")
-ARMS = ("small", "wide", "schedule_gelu", "schedule_conv", "live")
-KIND = {"schedule_gelu": "BP-MLP-GELU", "schedule_conv": "BP-CONV-CAUSAL"}
-WINDOWS = 32
+RAMP = 20
+WIDTH = 180
+LIVE = ("live", "live_no_best")
+Row = dict[str, Any]
+Key = tuple[str, str, int]
 
 
-@dataclass(frozen=True)
-class Task:
-    """One task: its hosts, its schedule, and what the project's first trials measured."""
-
-    name: str
-    small: dict[str, Any]
-    wide: dict[str, Any]
-    model: type[nn.Module]
-    steps: int
-    warmup: int
-    decay: float
-    start: int
-    trial: int
-    interval: int
-    report_windows: int
-    teacher: dict[str, Any] | None
-    expected: dict[str, str]
-
-    def host(self, arm: str) -> nn.Module:
-        """Return a fresh host for an arm."""
-        return self.model(**(self.wide if arm == "wide" else self.small))
+# --- compute --------------------------------------------------------------------------------------------------------
 
 
-TASKS = {
-    "C": Task(
-        name="C",
-        model=ByteLM,
-        small={"ffn": 16},
-        wide={"ffn": 58},
-        steps=2400,
-        warmup=60,
-        decay=0.30,
-        start=300,
-        trial=200,
-        interval=100,
-        report_windows=192,
-        teacher=None,
-        expected={"small": "1.863", "wide": "1.787", "live": "1.724", "schedule_conv": "1.738"},
-    ),
-    "D": Task(
-        name="D",
-        model=MoEByteLM,
-        small={"expert_width": 16},
-        wide={"expert_width": 24},
-        steps=600,
-        warmup=40,
-        decay=0.35,
-        start=150,
-        trial=100,
-        interval=50,
-        report_windows=128,
-        teacher={"d_model": 128, "layers": 3, "heads": 4, "ffn": 384},
-        expected={"small": "2.140", "wide": "2.119", "live": "1.983", "schedule_conv": "1.960"},
-    ),
-}
+def offers_of(task: Task, settings: dict[str, Any], account: Account) -> list[Offer]:
+    """Return what the policy of an arm will plant first, asked of a host of its own."""
+    morphable = esper.wrap(task.host("small"), targets=list(task.targets))
+    controller = esper.TamiyoController(morphable, settings)
+    with torch.no_grad():
+        morphable.eval()(task.example())
+    observation = Observation(
+        packet=SystemStatePacket(run_id="plan", current_epoch=0, global_step=task.start),
+        seeds=(),
+        sites=observe.sites(morphable.bank),
+        reports=(),
+        total_steps=task.steps,
+        host_params=controller.host_params,
+        work=Work(account.small, task.batch, trial_steps=task.trial, judged_on=task.decision),
+    )
+    offers = controller.policy.foresee(observation)
+    controller.close()
+    return offers
 
 
-@dataclass(frozen=True)
-class Account:
-    """Compute of a task in MACs of one window forward."""
+def reserved(task: Task, arm: str, offers: Sequence[Offer], params: int, step: int) -> int:
+    """Return the compute that is kept for children at a step.
 
-    host: int
-    wide: int
-    teacher: int
-    budget: int
-
-    @classmethod
-    def of(cls, task: Task) -> "Account":
-        """Count the hosts; a training step costs three forwards, the teacher's one."""
-        window = torch.zeros(1, 128, dtype=torch.long)
-        host, wide = macs(task.host("small"), window), macs(task.host("wide"), window)
-        teacher = macs(ByteLM(**task.teacher), window) if task.teacher else 0
-        return cls(host, wide, teacher, task.steps * 8 * (3 * wide + teacher))
-
-    def step(self, host: int, added: int) -> int:
-        """Cost of one training step of eight windows."""
-        return 8 * (3 * (host + added) + self.teacher)
+    What is planted first is known. What a trial will find is not: one multiply-accumulate per parameter and place is
+    assumed, which no kind on the menus but attention exceeds.
+    """
+    if step < task.start:
+        return 0
+    if arm in LIVE and step >= task.start + task.trial:
+        return max((params * offer.site.shape.tokens for offer in offers), default=0)
+    return sum(offer.cost.macs for offer in offers)
 
 
-def plan_steps(task: Task, arm: str, account: Account, params: int) -> int:
-    """Return how many steps the budget allows, assuming that a child costs one MAC per parameter and token."""
-    host = account.wide if arm == "wide" else account.host
-    spent, steps, child = 0, 0, params * 128
+def plan_steps(task: Task, arm: str, account: Account, offers: Sequence[Offer], params: int) -> int:
+    """Return how many steps the budget allows."""
+    last = account.host(arm) + reserved(task, arm, offers, params, task.steps)
+    # The last child is measured on and off.
+    spent, steps = 0 if arm in STATIC else 2 * task.decision * last, 0
     while True:
-        added = 0
-        if arm in KIND and steps >= task.start:
-            added = child
-        if arm == "live" and steps >= task.start:
-            added = child
-        cost = account.step(host, added)
+        grown = account.host(arm) + reserved(task, arm, offers, params, steps)
+        cost = task.batch * (3 * grown + account.teacher)
         if steps % task.interval == task.interval - 1:
-            cost += WINDOWS * (host + added)
-        if arm == "live" and steps == task.start + task.trial:
-            cost += 10 * WINDOWS * (host + added)
+            cost += task.decision * grown
+        if arm in LIVE and steps == task.start + task.trial:
+            cost += (len(offers) + 1) * task.decision * grown
         if spent + cost > account.budget:
             return steps
         spent, steps = spent + cost, steps + 1
 
 
-def tamiyo_settings(task: Task, arm: str, seed: int, params: int, host_params: int) -> dict[str, Any]:
+def spent(history: list[dict[str, float]], task: Task, account: Account, host: int) -> float:
+    """Return the multiply-accumulates of a run: its own account, the validations, and the teacher."""
+    boundaries = [entry for entry in history[:-1] if entry["step"] % task.interval == 0]
+    validated = sum(task.decision * (host + entry["added_macs"]) for entry in boundaries)
+    return history[-1]["macs"] + validated + history[-1]["step"] * task.batch * account.teacher
+
+
+# --- one run --------------------------------------------------------------------------------------------------------
+
+
+def tamiyo_settings(task: Task, arm: str, seed: int, params: int) -> dict[str, Any]:
     """Return the controller's settings for an arm."""
-    common = {"seed": seed, "budget": params, "start": task.start, "decision_samples": WINDOWS}
-    if arm in KIND:
-        site = "blocks.0.after_attn"
-        entry = {"at": task.start, "blueprint": KIND[arm], "site": site, "params": params}
+    common = {"seed": seed, "budget": params, "start": task.start, "decision_samples": task.decision}
+    if arm in STATIC:
+        return {"policy": "off", **common}
+    if arm in task.schedules:
+        entry = {"at": task.start, "blueprint": task.schedules[arm], "site": task.site, "params": params}
         return {"policy": "schedule", "schedule": (entry,), **common}
-    if arm == "live":
-        return {"policy": "heuristic", **common}
-    return {"policy": "off", **common}
-
-
-def run(task: Task, arm: str, seed: int) -> dict[str, Any]:
-    """Train one arm with one seed and return its row."""
-    torch.set_num_threads(1)
-    account, begun = Account.of(task), time.time()
-    small, wide = parameter_count(task.host("small")), parameter_count(task.host("wide"))
-    lightning.seed_everything(seed, verbose=False)
-    host, params = task.host(arm), wide - small
-    # A scheduled child is judged at the end of the run: the arm asks what it is worth, not whether 200 steps show it.
-    patience = task.trial - task.interval if arm == "live" else 10**6
-    morphable = esper.wrap(
-        host,
-        {"stabilization_steps": patience, "ramp_steps": 20},
-        targets=["*.after_attn", "*.ffn"],
-    )
-    settings = tamiyo_settings(task, arm, seed, params, small)
-    controller = esper.TamiyoController(morphable, settings)
-    steps = plan_steps(task, arm, account, params)
-    data = ByteText(seed=seed, steps_per_epoch=task.interval, report_windows=task.report_windows)
-    trainer = esper.TolariaTrainer(morphable, controller, trainer_settings(task, steps, seed, arm), data=data)
-    _, history = trainer.train()
-    controller.close()
-    return {
-        "task": task.name,
-        "arm": arm,
-        "seed": seed,
-        "steps": steps,
-        "host_params": parameter_count(host) - morphable.bank.added_parameters(),
-        "params": parameter_count(host) if arm in ("small", "wide") else small + morphable.bank.added_parameters(),
-        "compute": spent(history, account, account.wide if arm == "wide" else account.host) / account.budget,
-        "report_loss": history[-1]["report_loss"],
-        "kept": [r.blueprint for r in morphable.bank.records.values() if r.state == "FOSSILIZED"],
-        "seconds": time.time() - begun,
-        "explanations": controller.explanations,
-    }
+    grown = {"menu": task.menu_of(arm), **common}
+    return {"policy": "heuristic", "proxy": task.proxy, **grown} if arm in LIVE else {"policy": "random", **grown}
 
 
 def trainer_settings(task: Task, steps: int, seed: int, arm: str) -> dict[str, Any]:
     """Return the trainer's settings for a task."""
-    goal: dict[str, Any] = {"class_path": "esper.tolaria.tasks.LanguageModeling"}
-    if task.teacher is not None:
-        source = {
-            "class_path": "esper.tolaria.teacher.CachedTeacher",
-            "init_args": {
-                "network": {"class_path": "esper.models.ByteLM", "init_args": task.teacher},
-                "cache_dir": str(CACHE / "teachers"),
-            },
-        }
-        goal = {"class_path": "esper.tolaria.tasks.Distillation", "init_args": {"teacher": source, "router_z": 0.0}}
+    adam = {"lr": task.lr, "weight_decay": 0.01, "betas": list(task.betas)}
     return {
-        "task": goal,
-        "optimizer": {
-            "class_path": "torch.optim.AdamW",
-            "init_args": {"lr": 3e-3, "weight_decay": 0.01, "betas": [0.9, 0.98]},
-        },
+        "task": goal_of(task, str(CACHE / "teachers")),
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": adam},
         "max_epochs": -1,
         "max_steps": steps,
         "val_check_interval": task.interval,
-        "gradient_clip_val": 1.0,
+        "gradient_clip_val": task.clip,
         "warmup_steps": task.warmup,
         "decay": task.decay,
         "accelerator": "cpu",
@@ -212,134 +138,185 @@ def trainer_settings(task: Task, steps: int, seed: int, arm: str) -> dict[str, A
     }
 
 
-def spent(history: list[dict[str, float]], account: Account, host: int) -> float:
-    """Return the MACs that a run used, from its own record: steps at their real size, every evaluation."""
-    total, added, step, samples = 0.0, 0.0, 0.0, 0.0
-    for entry in history:
-        total += (entry["step"] - step) * account.step(host, int(added))
-        evaluated = entry["decision_samples"] - samples + (WINDOWS if entry["step"] > step else 0)
-        total += evaluated * (host + max(added, entry["added_macs"]))
-        added, step, samples = entry["added_macs"], entry["step"], entry["decision_samples"]
-    return total
+def teach(task: Task, data: Any) -> None:
+    """Train D's teacher for this order of the data if nobody has, one process at a time."""
+    if task.teacher is None:
+        return
+    folder = CACHE / "teachers"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{data.seed}.lock"):
+        CachedTeacher(network=ByteLM(**task.teacher), cache_dir=str(folder)).teacher(data)
 
 
-def cached(task: Task, arm: str, seed: int) -> dict[str, Any]:
-    """Return a row from the cache, or run it and keep it."""
-    file = CACHE / f"{task.name}-{arm}-{seed}.json"
-    if not file.exists():
-        row = run(task, arm, seed)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(row, indent=1))
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+def run(task: Task, arm: str, seed: int) -> Row:
+    """Train one arm with one seed and return its row."""
+    torch.set_num_threads(1)
+    account, begun = Account.of(task), time.time()
+    params = task.parameters("wide") - task.parameters("small")
+    settings = tamiyo_settings(task, arm, seed, params)
+    offers = [] if arm in STATIC else offers_of(task, settings, account)
+    steps = plan_steps(task, arm, account, offers, params)
+    data = task.module(seed)
+    teach(task, data)
+    lightning.seed_everything(seed, verbose=False)
+    # A planted child is judged at the end of the run: the arm asks what it is worth, not whether 200 steps show it.
+    patience = task.trial - task.interval if arm in LIVE else 10**6
+    seeds = {"stabilization_steps": patience, "ramp_steps": RAMP}
+    morphable = esper.wrap(task.host(arm), seeds, targets=list(task.targets))
+    controller = esper.TamiyoController(morphable, settings)
+    trainer = esper.TolariaTrainer(morphable, controller, trainer_settings(task, steps, seed, arm), data=data)
+    _, history = trainer.train()
+    controller.close()
+    compute = spent(history, task, account, account.host(arm)) / account.budget
+    return _row(task, arm, seed, morphable, controller, history) | {
+        "steps": steps,
+        "compute": compute,
+        "seconds": time.time() - begun,
+    }
 
 
-def summary(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Return one line per task and arm."""
-    lines = []
-    for name in sorted({row["task"] for row in rows}):
-        for arm in ARMS:
-            group = [row for row in rows if (row["task"], row["arm"]) == (name, arm)]
-            if group:
-                lines.append(_line(name, arm, group))
-    return lines
+def _row(task: Task, arm: str, seed: int, morphable: Any, controller: Any, history: list[dict[str, float]]) -> Row:
+    last = history[-1]
+    trained = last["macs"] - last["search_macs"]
+    return {
+        "task": task.name,
+        "arm": arm,
+        "seed": seed,
+        "settings": task.digest(arm),
+        "params": morphable.host_parameters() + morphable.bank.added_parameters(),
+        "overhead": last["search_macs"] / trained,
+        "decision_loss": last["decision_loss"],
+        "report_loss": last["report_loss"],
+        "report_accuracy": last.get("report_accuracy"),
+        "kept": [r.blueprint for r in morphable.bank.records.values() if r.state == "FOSSILIZED"],
+        "trial": [_told(report) for report in controller.reports if report.group.startswith("trial")],
+        "explanations": controller.explanations,
+        "versions": f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}",
+    }
 
 
-def _line(name: str, arm: str, group: list[dict[str, Any]]) -> tuple[str, ...]:
-    losses = [row["report_loss"] for row in group]
-    kept = sorted({kind.removeprefix("BP-") for row in group for kind in row["kept"]})
-    return (
-        name,
-        arm,
-        f"{statistics.mean(losses):.3f} ± {statistics.pstdev(losses):.3f}",
-        " ".join(f"{loss:.3f}" for loss in losses),
-        TASKS[name].expected.get(arm, ""),
-        f"{statistics.mean(row['params'] for row in group):,.0f}",
-        f"{statistics.mean(row['compute'] for row in group):.3f}",
-        f"{statistics.mean(row['steps'] for row in group):,.0f}",
-        ", ".join(kept),
-    )
+def _told(report: Any) -> Row:
+    found = report.counterfactual
+    return {
+        "kind": report.blueprint_id,
+        "seed_id": report.seed_id,
+        "params": report.cost.params,
+        "gain": found.mean if found else None,
+        "lower": found.lower if found else None,
+        "outcome": report.outcome.value,
+    }
 
 
-HEAD = ("task", "arm", "report loss, nats", "seeds", "first trials", "parameters", "compute", "steps", "kept")
+# --- many runs ------------------------------------------------------------------------------------------------------
 
 
-def gains(rows: list[dict[str, Any]]) -> list[str]:
-    """Return one line per task and arm: what it gains on `wide`, seed by seed, beside the first trials' gain."""
-    loss = {(r["task"], r["arm"], r["seed"]): r["report_loss"] for r in rows}
-    lines = []
-    for task in sorted({r["task"] for r in rows}):
-        for arm in ("schedule_gelu", "schedule_conv", "live"):
-            seeds = sorted(s for t, a, s in loss if (t, a) == (task, arm) and (task, "wide", s) in loss)
-            found = [loss[task, "wide", s] - loss[task, arm, s] for s in seeds]
-            if not found:
-                continue
-            known = TASKS[task].expected
-            first = f"{float(known['wide']) - float(known[arm]):.3f}" if arm in known else ""
-            listed = " ".join(f"{gain:+.3f}" for gain in found)
-            lines.append(f"| {task} | {arm} | {statistics.mean(found):+.3f} | {listed} | {first} |")
-    return lines
+class Rows:
+    """The rows that are there: one file each in the cache, and one line each in a file that can travel.
+
+    Args:
+        file: the travelling file, a row of JSON per line; None keeps the cache alone.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        """Read the file."""
+        self.file = file
+        lines = file.read_text(encoding="utf-8").splitlines() if file and file.exists() else []
+        self.lines = [json.loads(line) for line in lines if line.strip()]
+
+    def find(self, task: Task, arm: str, seed: int) -> Row | None:
+        """Return a row of the task's present settings, or None."""
+        cache = _cached(task.name, arm, seed)
+        known = [json.loads(cache.read_text(encoding="utf-8"))] if cache.exists() else []
+        for row in [*self.lines, *known]:
+            if (row["task"], row["arm"], row["seed"], row.get("settings")) == (task.name, arm, seed, task.digest(arm)):
+                self._write(row)
+                return dict(row)
+        return None
+
+    def keep(self, row: Row) -> None:
+        """Write a row to both places."""
+        cache = _cached(row["task"], row["arm"], row["seed"])
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.write_text(json.dumps(row, indent=1), encoding="utf-8")
+        self._write(row)
+
+    def _write(self, row: Row) -> None:
+        if self.file is None or row in self.lines:
+            return
+        self.lines.append(row)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
-LEVELS = """
-## Paired gain on `wide`, nats
-
-| task | arm | mean | seeds | first trials |
-|---|---|---|---|---|
-{gains}
-
-## Levels
-
-The report part is the first twelfth of the library's files, without those in folders named `test` or `tests`; 192 (C)
-and 128 (D) windows spread evenly over it are measured. Which windows the first trials took is not recorded, and that
-choice alone moves a level, see [windows.md](windows.md). Reading the rule as leaving
-out `test` alone, but not `tests`, puts easier files into the report part and lowers all levels of C and D by about .2.
-Gains are paired over the same windows and do not depend on that.
-"""
+def _cached(task: str, arm: str, seed: int) -> Path:
+    return CACHE / f"{task}-{arm}-{seed}.json"
 
 
-def markdown(lines: list[tuple[str, ...]], rows: list[dict[str, Any]]) -> str:
-    """Return the table with its command and machine."""
-    text = [
-        "# Growth at equal training compute: tasks C and D",
-        "",
-        "Command: `python benchmarks/growth.py`. Losses are nats per byte on the report part, mean ± population sd;",
-        "`compute` is the run's own account of multiply-accumulates as a fraction of static `wide`'s training;",
-        "`first trials` is what the project's first measurements, before the product, gave.",
-        "",
-        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()} CPU, one thread a run.",
-        "",
-        "| " + " | ".join(HEAD) + " |",
-        "|" + "---|" * len(HEAD),
-    ]
-    table = "\n".join(text + ["| " + " | ".join(line) + " |" for line in lines]) + "\n"
-    return table + LEVELS.format(gains="\n".join(gains(rows)))
-
-
-def main() -> None:
-    """Run what is asked for and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["C", "D"], choices=sorted(TASKS))
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--write", type=Path, help="also write the table as Markdown")
-    given = parser.parse_args()
+def quiet_run(task: str, arm: str, seed: int) -> Row:
+    """Run one row by names, without Lightning's advice."""
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    console, rows = Console(), []
-    for seed in given.seeds:
-        for name in given.tasks:
-            for arm in given.arms:
-                rows.append(cached(TASKS[name], arm, seed))
-                row = rows[-1]
-                console.print(f"{name} {arm} seed {seed}: {row['report_loss']:.4f}, compute {row['compute']:.3f}")
-    table = Table(*HEAD)
-    for line in summary(rows):
+    return run(TASKS[task], arm, seed)
+
+
+def run_all(wanted: Sequence[Key], jobs: int) -> Iterator[tuple[Key, Row | Exception]]:
+    """Run rows, so many at a time in processes of one thread each, and yield each when it is done."""
+    if jobs == 1:
+        yield from ((key, quiet_run(*key)) for key in wanted)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        running = {pool.submit(quiet_run, *key): key for key in wanted}
+        for done in as_completed(running):
+            error = done.exception()
+            yield running[done], error if isinstance(error, Exception) else done.result()
+
+
+def keys_of(tasks: Sequence[str], arms: Sequence[str] | None, seeds: Sequence[int]) -> list[Key]:
+    """Return task, arm and seed of each row that is asked for; an arm that a task does not have is left out."""
+    wanted = [(TASKS[name], seed) for seed in seeds for name in tasks]
+    return [(t.name, arm, s) for t, s in wanted for arm in t.arms if arms is None or arm in {t.arm(a) for a in arms}]
+
+
+def collect(keys: Sequence[Key], rows: Rows, jobs: int, console: Console) -> tuple[list[Row], bool]:
+    """Return all rows that are there or could be made, and whether none failed."""
+    found = {key: rows.find(TASKS[key[0]], *key[1:]) for key in keys}
+    failed = False
+    for key, row in run_all([key for key, row in found.items() if row is None], jobs):
+        if isinstance(row, Exception):
+            console.print(f"{' '.join(map(str, key))} failed: {row!r}")
+            failed = True
+            continue
+        rows.keep(row)
+        found[key] = row
+        told = f"{row['report_loss']:.4f}, compute {row['compute']:.3f}, {row['seconds']:.0f} s"
+        console.print(f"{row['task']} {row['arm']} seed {row['seed']}: {told}, kept {row['kept']}", soft_wrap=True)
+    return [row for row in found.values() if row is not None], not failed
+
+
+def main() -> int:
+    """Run what is asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--arms", nargs="+", choices=sorted({*ARMS, *ALIASES}), help="all without it")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
+    parser.add_argument("--rows", type=Path, help="file of rows to go on with and to add to")
+    parser.add_argument("--write", type=Path, help="also write the table as Markdown")
+    given = parser.parse_args()
+    console = Console(width=max(Console().width, WIDTH))
+    found, fine = collect(keys_of(given.tasks, given.arms, given.seeds), Rows(given.rows), given.jobs, console)
+    table = Table(*head())
+    for line in summary(found):
         table.add_row(*line)
     console.print(table)
+    for line in sentences(found):
+        console.print(line, soft_wrap=True)
     if given.write:
-        given.write.write_text(markdown(summary(rows), rows), encoding="utf-8")
+        given.write.write_text(markdown(found), encoding="utf-8")
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -5,6 +5,7 @@ from esper.data.digits import Digits
 from esper.data.loader import SeededLoader
 from esper.data.ranks import RankSampler
 from esper.data.samplers import ResumableSampler, SeededSampler, StepSampler
+from esper.data.shapes import Shapes
 from esper.data.spirals import Spirals
 from esper.data.text import ByteText
 from esper.data.tokens import TokenText
@@ -22,6 +23,7 @@ __all__ = [
     "ResumableSampler",
     "SeededLoader",
     "SeededSampler",
+    "Shapes",
     "Spirals",
     "StepSampler",
     "TokenText",

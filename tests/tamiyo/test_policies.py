@@ -16,6 +16,7 @@ from esper.tamiyo.experience import Experience
 from esper.tamiyo.menu import Menu, Room
 from esper.tamiyo.policies import POLICIES, make_policy
 from esper.tamiyo.policies.base import on_plateau, remaining
+from esper.tamiyo.policies.priors import place
 from esper.tamiyo.work import Work
 
 LIBRARY = load_library()
@@ -107,11 +108,19 @@ def test_widening_is_spread_over_what_it_widens_in_each_family() -> None:
     lost = report("BP-MLP-GELU", "trial-0", kept=False, lower=0.0)
     for sites, kind in (
         ((images("a", "conv2d"), images("b", "conv2d"), images("n", "norm")), "BP-WIDEN-CONV"),
+        ((images("a", "block"), images("n", "norm")), "BP-WIDEN-CONV"),
         ((Site("a", 0, 0, SiteShape("bd", 16, 16, 1, "linear"), 0.0, True),), "BP-WIDEN"),
     ):
         spread = policy("heuristic").propose(observed(500, reports=(lost,))._replace(sites=sites))  # type: ignore[attr-defined]
         assert {c.blueprint_id for c in spread.commands} == {kind}
         assert {c.target_layer_id for c in spread.commands} == {s.path for s in sites if s.shape.kind != "norm"}
+
+
+def test_blocks_are_widened_before_single_layers() -> None:
+    narrow = Site("convs.1", 0, 0, SiteShape("bchw", 16, 16, 64, "block"), 0.9, True)
+    plain = Site("convs.2", 0, 0, SiteShape("bchw", 16, 16, 64, "conv2d"), 0.1, True)
+    assert place((plain, narrow), "BP-WIDEN-CONV") == narrow
+    assert place((LATE, FFN), "BP-WIDEN") == FFN and place((LATE, FFN)) == LATE
 
 
 def test_the_growth_points_share_the_budget() -> None:

@@ -13,7 +13,7 @@ from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.contracts import Decision, Observation, SeedStatus
 from esper.tamiyo.menu import Menu, Offer, germinate
 from esper.tamiyo.policies.base import Policy, due, remaining
-from esper.tamiyo.policies.priors import WIDENING
+from esper.tamiyo.policies.priors import WIDENED, widening
 from esper.tamiyo.policies.proxies import Proxies
 
 _TRIAL, _INVEST, _SPREAD = "trial", "invest", "spread"
@@ -103,16 +103,16 @@ class Heuristic(Policy):
         return max(1, self.config.trials - len(trials) + 1)
 
     def _spread(self, observation: Observation, group: str) -> Decision:
-        names = self.menu.names(observation.sites)
-        kind = next((k for k in WIDENING if any(s.shape.kind == k for s in observation.sites)), "")
-        widening = WIDENING.get(kind, "")
-        if widening not in names:
+        kinds = {s.shape.kind for s in observation.sites if widening(s.shape)}
+        first = next((kind for kind in WIDENED if kind in kinds), "")
+        sites = [s for s in observation.sites if s.shape.kind == first and widening(s.shape)]
+        name = widening(sites[0].shape) if sites else ""
+        if name not in self.menu.names(observation.sites):
             return Decision()
-        sites = [s for s in observation.sites if s.shape.kind == kind]
-        room = remaining(observation, self.config).share(max(1, len(sites)))
-        offers = [o for s in sites if (o := self.menu.offer(s, widening, room)) is not None]
+        room = remaining(observation, self.config).share(len(sites))
+        offers = [o for s in sites if (o := self.menu.offer(s, name, room)) is not None]
         commands = tuple(germinate(o, seed=self.config.seed, group=f"{group}.{n}") for n, o in enumerate(offers))
-        why = f"no kind stood out: {widening} spread over {len(offers)} blocks" if offers else ""
+        why = f"no kind stood out: {name} spread over {len(offers)} blocks" if offers else ""
         return Decision(commands, why)
 
     def foresee(self, observation: Observation) -> list[Offer]:

@@ -3,6 +3,7 @@
 from types import MappingProxyType
 from typing import Final
 
+from esper.blueprints import SiteShape
 from esper.tamiyo.contracts import Site
 from esper.tamiyo.experience import Experience
 
@@ -12,8 +13,21 @@ _KIND_PRIOR = MappingProxyType(
 """Gain at a family of places, as a fraction of the loss; only the differences matter."""
 
 _DEPTH: Final = 1e-3
-WIDENING: Final = MappingProxyType({"mlp": "BP-WIDEN", "conv2d": "BP-WIDEN-CONV", "linear": "BP-WIDEN"})
-"""What widens a family of host modules, the family to widen first before the others."""
+WIDENINGS: Final = ("BP-WIDEN", "BP-WIDEN-CONV")
+WIDENED: Final = ("mlp", "block", "conv2d", "linear")
+"""Families of host modules that can be widened, the first to be widened first."""
+
+
+def widening(shape: SiteShape) -> str:
+    """Return what widens a place, or nothing.
+
+    Example:
+        >>> widening(SiteShape("bchw", 8, 8, 16, "block")), widening(SiteShape("btd", 8, 8, 16, "attention"))
+        ('BP-WIDEN-CONV', '')
+    """
+    if shape.layout == "bchw":
+        return "BP-WIDEN-CONV" if shape.kind in ("block", "conv2d") else ""
+    return "BP-WIDEN" if shape.kind in ("mlp", "linear") else ""
 
 
 def place(sites: tuple[Site, ...], blueprint: str = "", experience: Experience | None = None) -> Site | None:
@@ -30,7 +44,7 @@ def place(sites: tuple[Site, ...], blueprint: str = "", experience: Experience |
 
     def rank(site: Site) -> tuple[bool, float]:
         kind = site.shape.kind
-        widens = kind != "linear" and WIDENING.get(kind) == blueprint
+        widens = kind != "linear" and blueprint != "" and widening(site.shape) == blueprint
         return widens, _KIND_PRIOR[kind] + known.place(kind, site.depth) - _DEPTH * site.depth
 
     return max(sites, key=rank)

@@ -6,7 +6,7 @@ from esper.tamiyo.config import TamiyoConfig, params_of
 from esper.tamiyo.contracts import Observation, Site
 from esper.tamiyo.menu import Menu, Offer, Room
 from esper.tamiyo.policies.base import remaining
-from esper.tamiyo.policies.priors import WIDENING, place
+from esper.tamiyo.policies.priors import WIDENINGS, place
 
 
 @final
@@ -64,7 +64,7 @@ class Proxies:
         """Return the trial's one site if the kind fits there, else the best site where it does."""
         sites, known = observation.sites, observation.experience
         fitting = tuple(site for site in sites if self.menu.offer(site, name, room) is not None)
-        first = place(sites, experience=known) if name not in WIDENING.values() else place(fitting, name, known)
+        first = place(sites, experience=known) if name not in WIDENINGS else place(fitting, name, known)
         return first if first in fitting else place(fitting, name, known)
 
     def _affordable(self, observation: Observation, offers: list[Offer]) -> list[Offer]:
