@@ -113,6 +113,7 @@ class Audit:
     ) -> None:
         """Take what is known."""
         self._outcome, self._struck, self._asked, self._before = outcome, struck, asked, before
+        self._given_up: frozenset[str] = frozenset()
 
     def check(self, told: dict[str, Any], root: Path) -> None:
         """Look at everything.
@@ -121,6 +122,7 @@ class Audit:
             told: what `chaos_job.inspect` has written.
             root: the forge's folder.
         """
+        self._given_up = self._struck.subjects & set(told["given_up"])
         self._check_doctor(told["status"], told["said"][:-1])
         for name, kernel in told["kernels"].items():
             if kernel["status"] == "VALIDATED":
@@ -138,7 +140,7 @@ class Audit:
             line for line in findings if line not in known and line.partition(": ")[0] not in self._struck.subjects
         ]
         self._outcome.doctor += [f"the doctor says without reason: {line}" for line in strange]
-        if self._struck.subjects and not findings:
+        if self._struck.subjects and not findings and not self._given_up:
             self._outcome.doctor.append(f"the doctor does not see that somebody has {self._struck.what}")
         if status != bool(findings):
             self._outcome.doctor.append(f"the doctor's exit status is {status} with {len(findings)} findings")
@@ -151,6 +153,8 @@ class Audit:
                 wrong.append(f"{name} is VALIDATED and refused: {kernel['refused']}")
             return
         before, asked = self._before.get(name), self._asked.get(name)
+        if name in self._given_up:
+            before = None  # The store saw the damage, and had the kernel made anew.
         if before is None and asked is None:
             wrong.append(f"{name} is VALIDATED, and nobody has asked for it")
         if before is not None and kernel["files"] != before:

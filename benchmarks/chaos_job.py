@@ -278,5 +278,6 @@ def inspect(folder: Path, root: str) -> None:
                     kernels[name] |= {"files": found.manifest.files, "spec": found.manifest.spec.model_dump_json()}
             except EsperError as error:
                 kernels[name] = {"status": "", **kernels.get(name, {}), "refused": f"{type(error).__name__}: {error}"}
-    told = {"status": status, "said": said.getvalue().splitlines(), "kernels": kernels}
+        given_up = sorted({entry.subject for entry in urza.core.ledger.entries() if entry.action == "given up"})
+    told = {"status": status, "said": said.getvalue().splitlines(), "kernels": kernels, "given_up": given_up}
     (folder / "doctor.json").write_text(json.dumps(told))

@@ -1,8 +1,7 @@
-"""Commands of the terminal around the forge: run one, join one, look into its store, hand a blueprint in."""
+"""Commands of the terminal around the forge: run one, join one, look into its store. Only running one needs torch."""
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,26 +12,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from esper.blueprints import load_library
-from esper.blueprints.library import read_blueprint
-from esper.forge.client import Forge
+from esper.forge.curve import curve_keys
 from esper.forge.link import Places
-from esper.forge.service import curve_keys
-from esper.karn.service import REFUSED, SUBMITTED, stated
-from esper.karn.source import BlueprintSource
-from esper.leyline.artifacts import BlueprintAnswer, BlueprintRequest
-from esper.leyline.errors import BusError, StoreError
-from esper.leyline.ids import new_id
-from esper.leyline.kernels import ArtifactStatus, CompiledKernelArtifact
-from esper.oona.contracts import Bus
+from esper.leyline.errors import StoreError
+from esper.leyline.kernels import CompiledKernelArtifact
 from esper.oona.keys import CurveKeys, admit
 from esper.urza.signing import KeyRing
 from esper.urza.store import Urza
 
 ROOT: Final = ".cache/forge"
+"""Folder of the forge, unless said otherwise."""
+
 _LOOK_S: Final = 0.5
-_START_S: Final = 120.0
-_ENDED: Final = frozenset({ArtifactStatus.VALIDATED, ArtifactStatus.INVALID, ArtifactStatus.REJECTED})
 
 
 def forge(args: Sequence[str]) -> int:
@@ -79,7 +70,7 @@ def kernels(args: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--watch", action="store_true", help="go on until interrupted, and show what changes")
     given = parser.parse_args(args)
-    with _store(given.root) as urza:
+    with store_of(given.root) as urza:
         if given.json:
             print(json.dumps([_row(urza, kernel) for kernel in urza.kernels()], indent=2))
         elif given.watch:
@@ -95,7 +86,7 @@ def curate(args: Sequence[str]) -> int:
     parser.add_argument("--root", default=ROOT, help="folder of the forge (default: %(default)s)")
     parser.add_argument("--budget_mb", type=float, default=2048.0, help="space that kernels may take, in MiB")
     given = parser.parse_args(args)
-    with _store(given.root, private=True) as urza:
+    with store_of(given.root, private=True) as urza:
         done = urza.curate(int(given.budget_mb * 2**20))
     print(done)
     return int(bool(done.findings))
@@ -105,7 +96,7 @@ def check(args: Sequence[str]) -> int:
     """Verify every signature, hash and ledger line of the store; nothing is repaired; 1 if something is wrong."""
     parser = argparse.ArgumentParser(prog="esper doctor --store", description="Verify the store of kernels.")
     parser.add_argument("--store", nargs="?", const=ROOT, default=ROOT, metavar="ROOT", help="folder of the forge")
-    with _store(parser.parse_args(args).store) as urza:
+    with store_of(parser.parse_args(args).store) as urza:
         found = urza.check()
         counts = f"{len(urza.kernels())} kernels, {len(urza.blueprints())} blueprints"
     for finding in found:
@@ -114,87 +105,16 @@ def check(args: Sequence[str]) -> int:
     return int(bool(found))
 
 
-def submit(args: Sequence[str]) -> int:
-    """Hand a blueprint in, and wait for the verdict; 0 if it is VALIDATED."""
-    parser = argparse.ArgumentParser(prog="esper blueprints submit", description="Hand a blueprint to the forge.")
-    parser.add_argument("file", type=Path, help="YAML file with `ir` and `manifest`")
-    parser.add_argument("--root", default=ROOT, help="folder of the forge (default: %(default)s)")
-    parser.add_argument("--timeout_s", type=float, default=600.0, help="longest wait, in seconds (default: 600)")
-    given = parser.parse_args(args)
-    blueprint = stated(read_blueprint(given.file).ir)
-    with Forge(enabled=True, root=given.root) as local, _connected(local) as bus:
-        trace_id, deadline = new_id(), time.monotonic() + given.timeout_s
-        with bus.subscribe(REFUSED) as refusals:
-            bus.publish(blueprint, SUBMITTED, trace_id=trace_id)
-            print(f"{blueprint.name}@{blueprint.version} {blueprint.id[:16]} is submitted.", flush=True)
-            return _follow(given.root, blueprint.id, refusals, trace_id, deadline)
+def store_of(root: str, *, private: bool = False) -> Urza:
+    """Return the store of a forge.
 
+    Args:
+        root: folder of the forge.
+        private: whether its private keys are needed.
 
-def ask(args: Sequence[str]) -> int:
-    """Print which blueprints would serve a site."""
-    parser = argparse.ArgumentParser(prog="esper blueprints ask", description="Ask Karn which blueprints would serve.")
-    parser.add_argument("--layout", choices=("btd", "bd", "bchw"))
-    parser.add_argument("--kind", default="", help="family of the site's module, e.g. mlp")
-    parser.add_argument("--width", type=int, help="features of the site")
-    parser.add_argument("--max_params", type=int, help="budget of parameters")
-    parser.add_argument("--tier", choices=("fast", "standard", "aggressive"), default="aggressive")
-    parser.add_argument("--root", default=ROOT, help="folder of the forge (default: %(default)s)")
-    given = parser.parse_args(args)
-    request = BlueprintRequest(
-        layout=given.layout,
-        kind=given.kind,
-        d_in=given.width,
-        d_out=given.width,
-        max_params=given.max_params,
-        tier=given.tier,
-    )
-    with Forge(enabled=True, root=given.root) as local, _connected(local) as bus:
-        answer = BlueprintSource(bus, load_library(), timeout_s=10.0).ask(request)
-    print("\n".join(answer.names))
-    print(answer.why, file=sys.stderr)
-    return 0
-
-
-def _connected(local: Forge) -> Bus:
-    deadline = time.monotonic() + _START_S
-    while True:
-        try:
-            return local.connect()
-        except BusError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_LOOK_S)
-
-
-def _follow(root: str, blueprint_id: str, refusals: Any, trace_id: str, deadline: float) -> int:
-    """Print every status that a blueprint comes to; return 0 when that is VALIDATED."""
-    with _store(root) as urza:
-        shown: ArtifactStatus | None = None
-        while time.monotonic() < deadline:
-            refusal = refusals.receive(_LOOK_S)
-            if refusal is not None and refusal.envelope.trace_id == trace_id:
-                assert isinstance(refusal.message, BlueprintAnswer)
-                print(f"refused: {refusal.message.why}")
-                return 1
-            status = _status(urza, blueprint_id)
-            if status is not None and status is not shown:
-                reason = urza.reason(blueprint_id)
-                print(f"{status.value}{': ' + reason if reason else ''}", flush=True)
-                shown = status
-            if status in _ENDED:
-                return int(status is not ArtifactStatus.VALIDATED)
-    print("no verdict yet; the forge goes on with it whenever one works here. See: esper kernels", file=sys.stderr)
-    return 1
-
-
-def _status(urza: Urza, blueprint_id: str) -> ArtifactStatus | None:
-    try:
-        return urza.blueprint(blueprint_id).status
-    except StoreError:
-        return None
-
-
-def _store(root: str, *, private: bool = False) -> Urza:
+    Raises:
+        StoreError: no forge has ever worked there.
+    """
     places = Places(root)
     if not places.store.is_dir():
         raise StoreError(f"{places.root} holds no store; a run or `esper forge --root {root}` makes one.")

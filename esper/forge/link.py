@@ -86,7 +86,7 @@ class ForgeLink:
     def validated(self, spec: KernelSpec, before: float | None) -> list[str]:
         """Return the ids of the compiled kernels of this spec that were validated before a time, fastest first."""
         urza = self._store()
-        kernels = [urza.kernel(name) for name in urza.of_spec(spec)] if urza is not None else []
+        kernels = [urza.kernel(name) for name in urza.of_spec(spec, self._fingerprint())] if urza is not None else []
         return [
             kernel.id
             for kernel in kernels

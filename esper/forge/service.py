@@ -5,11 +5,11 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 
 from esper.blueprints import load_library
+from esper.forge.curve import curve_keys
 from esper.forge.field import ReportKeeper
 from esper.forge.link import Places
 from esper.karn.service import Karn
@@ -19,7 +19,6 @@ from esper.leyline.errors import EsperError
 from esper.leyline.events import SecurityAlert
 from esper.oona.broker import Broker
 from esper.oona.client import ZmqBus
-from esper.oona.keys import CurveKeys
 from esper.tezzeret.job import SHELF
 from esper.tezzeret.service import Tezzeret
 from esper.urabrask.service import Urabrask
@@ -155,9 +154,3 @@ class Workshop:
     ) -> None:
         """Close."""
         self.close()
-
-
-def curve_keys(places: Places) -> CurveKeys:
-    """Return the forge's pair for workers of other machines, made the first time."""
-    file: Path = places.keys / "curve"
-    return CurveKeys.load(file if file.exists() else CurveKeys.generate().save(file))

@@ -15,9 +15,9 @@ from esper.blueprints import BlueprintIR
 from esper.blueprints.hashing import canonical_json
 from esper.leyline.artifacts import CompilationRequest, KernelManifest, KernelSpec, Pipeline
 from esper.leyline.codec import from_json
-from esper.leyline.errors import EsperError, KernelError
+from esper.leyline.errors import EsperError, KernelError, WrongFingerprint
 from esper.leyline.kernels import CompilationRecord
-from esper.tezzeret.job import ARTIFACT
+from esper.tezzeret.job import ARTIFACT, UNFIT
 from esper.tezzeret.pipelines import OPTIONS, flags, resolve
 from esper.tezzeret.specs import blueprint_of
 from esper.tezzeret.toolchain import fingerprint, kernel_id, toolchain
@@ -122,20 +122,36 @@ def _peak_memory_mb() -> float:
     return max(resource.getrusage(who).ru_maxrss for who in whos) / _MEBIBYTE
 
 
+def _check_machine(wanted: str) -> None:
+    """Raise unless what is compiled here is what was asked for: the compiler makes code for its own machine."""
+    if wanted not in ("", fingerprint()):
+        raise WrongFingerprint(
+            f"a kernel for the binary interface {wanted[:12]} is asked for; this machine makes some for "
+            f"{fingerprint()[:12]}, and the kernel is compiled on one like that which asked."
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what `request.json` of a folder asks, and write `record.json`, or `error.txt` with the reason.
 
+    Where the kernel is for another machine than this one, nothing is compiled, and `unfit.txt` says so.
+
     Returns:
-        The exit status: 0, or 1 where the kernel cannot be compiled.
+        The exit status: 0, or 1 where the kernel cannot be compiled, or not here.
     """
     parser = argparse.ArgumentParser(prog="python -m esper.tezzeret.compile", description=__doc__)
     parser.add_argument("folder", type=Path, help="holds request.json, gets the artifact")
     parser.add_argument("--shelf", type=Path, default=None, help="holds what compilations share")
+    parser.add_argument("--fingerprint", default="", help="binary interface that the kernel is for; empty for ours")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
+        _check_machine(given.fingerprint)
         asked = from_json(CompilationRequest, (given.folder / "request.json").read_bytes())
         made = compile_kernel(asked.spec, asked.pipeline or "standard", given.folder, given.shelf)
+    except WrongFingerprint as error:
+        (given.folder / UNFIT).write_text(str(error), encoding="utf-8")
+        return 1
     except EsperError as error:
         (given.folder / "error.txt").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
         return 1

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Final
 
 from esper.leyline.artifacts import CompilationRequest, CompiledKernel
+from esper.leyline.base import Message
 from esper.leyline.codec import decode, encode, to_json
-from esper.leyline.errors import JobError, KernelError
+from esper.leyline.errors import JobError, KernelError, WrongFingerprint
 from esper.workers.limits import Ending, Limits, SandboxOutcome, keys
 
 ARTIFACT: Final = ("ir.json", "fw.so", "bw.so")
 """Files of a compiled artifact beside its manifest; the fast tier has the first only."""
+
+UNFIT: Final = "unfit.txt"
+"""File that says why this machine is not the one to compile the kernel, in the job's folder."""
 
 SHELF: Final = "ESPER_SHELF"
 """Environment variable of a worker: folder with what compilations share; by default one in the user's cache."""
@@ -34,6 +38,18 @@ _BROKEN: Final = (
 )
 
 
+class Order(Message):
+    """A request on its way to a worker.
+
+    Args:
+        request: what to compile, its pipeline chosen.
+        fingerprint: binary interface that the kernel is for, see `esper.kasmina.fingerprint`; empty for the worker's.
+    """
+
+    request: CompilationRequest
+    fingerprint: str = ""
+
+
 def shelf() -> Path:
     """Return the folder with what the compilations of this machine share."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -44,12 +60,14 @@ def prepare(payload: bytes, folder: Path) -> list[str]:
     """Write `request.json` and return the command that compiles it.
 
     Args:
-        payload: an encoded `CompilationRequest`.
+        payload: an encoded `Order`, or a bare `CompilationRequest`.
         folder: private folder of the job.
     """
-    _write_request(payload, folder)
+    order = _order(payload)
+    (folder / "request.json").write_text(to_json(order.request), encoding="utf-8")
     shelf().mkdir(parents=True, exist_ok=True, mode=0o700)
-    return [sys.executable, "-m", "esper.tezzeret.compile", str(folder), "--shelf", str(shelf())]
+    command = [sys.executable, "-m", "esper.tezzeret.compile", str(folder), "--shelf", str(shelf())]
+    return [*command, "--fingerprint", order.fingerprint] if order.fingerprint else command
 
 
 def limits(payload: bytes) -> Limits:
@@ -64,8 +82,12 @@ def collect(folder: Path, outcome: SandboxOutcome) -> bytes:
 
     Raises:
         JobError: the kernel cannot be compiled, or not within the limits; the message says why.
+        WrongFingerprint: it is for another machine, and was not compiled here.
         KernelError: the child died; another try may do better.
     """
+    unfit = _read(folder, UNFIT)
+    if unfit is not None:
+        raise WrongFingerprint(unfit.decode(errors="replace"))
     error = _read(folder, "error.txt")
     if error is not None:
         raise JobError(error.decode(errors="replace"))
@@ -79,8 +101,12 @@ def collect(folder: Path, outcome: SandboxOutcome) -> bytes:
     return encode(CompiledKernel(manifest=manifest.decode(), files=files, record=record.decode()))
 
 
-def _write_request(payload: bytes, folder: Path) -> None:
-    (folder / "request.json").write_text(to_json(decode(CompilationRequest, payload)), encoding="utf-8")
+def _order(payload: bytes) -> Order:
+    found = decode({kind.__name__: kind for kind in (Order, CompilationRequest)}, payload)
+    if isinstance(found, CompilationRequest):
+        return Order(request=found)
+    assert isinstance(found, Order)
+    return found
 
 
 def _read(folder: Path, name: str) -> bytes | None:

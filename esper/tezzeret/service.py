@@ -19,14 +19,16 @@ from esper.leyline.errors import (
     IllegalTransition,
     KernelError,
     StoreError,
+    TrustError,
 )
 from esper.leyline.events import KernelReady, KernelRejected, Rejection
 from esper.leyline.kernels import ArtifactStatus, CompilationRecord
 from esper.oona.contracts import Bus, Delivery
 from esper.tezzeret.compile import compile_kernel
 from esper.tezzeret.idle import HIGH_INTEREST, Candidate, Tier, choose, next_idle
+from esper.tezzeret.job import Order
 from esper.tezzeret.specs import blueprint_of
-from esper.tezzeret.toolchain import kernel_id, toolchain_hash
+from esper.tezzeret.toolchain import fingerprint, kernel_id, toolchain, toolchain_hash
 from esper.tezzeret.validator import Bounds, check_ir
 from esper.urza.store import Urza
 from esper.workers.contracts import JobResult, JobState, Pool
@@ -129,7 +131,8 @@ class Tezzeret:
             check_ir(request.spec, self._bounds)
             pipeline = self._chosen(request)
             name = kernel_id(request.spec, pipeline)
-        except (BlueprintError, KernelError) as error:
+            self._give_up_damaged(name)
+        except (BlueprintError, KernelError, ContractError, TrustError) as error:
             self._refuse(request, error, delivery)
             return
         if self._urza.has(name) and self._urza.kernel(name).status in _SETTLED:
@@ -143,6 +146,17 @@ class Tezzeret:
             request = request.model_copy(update={"pipeline": pipeline})
             self._submit(name, name, request, Priority.HIGH if request.interest >= HIGH_INTEREST else Priority.NORMAL)
 
+    def _give_up_damaged(self, name: str) -> None:
+        """Make room for a kernel whose records cannot be read: nobody can use it, and it is made anew.
+
+        Raises:
+            SchemaMismatch: another release has written them.
+            TrustError: somebody else has.
+        """
+        problem = self._urza.give_up_damaged(name)
+        if problem:
+            _log.warning("%s is made anew: %s", name, problem)
+
     def _chosen(self, request: CompilationRequest) -> Pipeline:
         stats = self._pool.stats()
         waiting = stats.jobs.get(JobState.WAITING, 0)
@@ -155,7 +169,8 @@ class Tezzeret:
     def _submit(self, key: str, name: str, request: CompilationRequest, priority: Priority) -> None:
         self._specs[name] = request.spec
         self._mark(blueprint_of(request.spec).id, ArtifactStatus.COMPILING)
-        self._pool.submit(key, "compile", encode(request), priority=priority)
+        order = Order(request=request, fingerprint=fingerprint())
+        self._pool.submit(key, "compile", encode(order), priority=priority)
 
     def _make_fast(self, name: str, request: CompilationRequest) -> None:
         """Write the artifact of the fast tier here and now: nothing is compiled for it."""
@@ -180,7 +195,9 @@ class Tezzeret:
             blueprint_id = blueprint_of(request.spec).id
         invalid = isinstance(error, BlueprintError)
         reason = Rejection.INVALID_BLUEPRINT if invalid else Rejection.COMPILATION_FAILED
-        self._mark(blueprint_id, ArtifactStatus.INVALID, str(error))
+        # What is wrong with the store is not the blueprint's fault.
+        if isinstance(error, BlueprintError | KernelError):
+            self._mark(blueprint_id, ArtifactStatus.INVALID, str(error))
         self._reject("", blueprint_id, reason, str(error), delivery.envelope.trace_id)
         self._requests.ack(delivery)
 
@@ -258,14 +275,18 @@ class Tezzeret:
         return not (stats.over_budget or stats.jobs.get(JobState.WAITING) or stats.jobs.get(JobState.LEASED))
 
     def _outdated(self) -> Iterator[Candidate]:
-        """Yield the kernels in use that another toolchain made, unless this one has made or tried them too."""
+        """Yield the kernels in use that were made elsewhere, unless they were made or tried here too."""
         for kernel in self._urza.kernels():
             if kernel.status not in _IN_USE or kernel.compilation_pipeline == "fast":
                 continue
             if kernel.id.endswith(toolchain_hash()):
                 continue
-            old = self._urza.manifest(kernel.id)
-            with suppress(BlueprintError, KernelError):
+            # One whose records are damaged is made anew when somebody asks for it.
+            with suppress(BlueprintError, KernelError, StoreError, TrustError):
+                old = self._urza.manifest(kernel.id)
+                # Ids of earlier releases do not name the binary interface.
+                if (old.toolchain, old.fingerprint) == (toolchain(), fingerprint()):
+                    continue
                 name = kernel_id(old.spec, old.pipeline)
                 if name not in self._candidates and not self._urza.has(name):
                     interest = max(kernel.interest_scores.values(), default=0.5)

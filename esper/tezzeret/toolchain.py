@@ -52,14 +52,18 @@ def toolchain() -> str:
     return f"torch {torch.__version__}; python {python}; {_compiler_version()}; options {options}; recipe {RECIPE}"
 
 
-def toolchain_hash() -> str:
-    """Return 12 hexadecimal digits that name the toolchain.
+def toolchain_hash(pipeline: Pipeline = "standard") -> str:
+    """Return 12 hexadecimal digits that name what made a kernel: the toolchain, and the binary interface of its files.
+
+    Kernels of machines that differ have different ids so, and lie in one store side by side. The fast tier has no
+    compiled files, and its kernels are the same on every machine.
 
     Example:
         >>> len(toolchain_hash())
         12
     """
-    return hashlib.sha256(toolchain().encode()).hexdigest()[:12]
+    named = toolchain() if pipeline == "fast" else f"{toolchain()}; fingerprint {fingerprint()}"
+    return hashlib.sha256(named.encode()).hexdigest()[:12]
 
 
 def kernel_id(spec: KernelSpec, pipeline: Pipeline) -> str:
@@ -76,7 +80,7 @@ def kernel_id(spec: KernelSpec, pipeline: Pipeline) -> str:
         sizes = content_hash(plan.dims)[:16]
     shape = f"{site.layout}.{site.d_in}.{site.d_out}.{site.tokens}"
     target = ".".join(filter(None, [spec.target, shape, spec.dtype, sizes]))
-    return f"{ir.id[:16]}-{target}-{resolve(pipeline, spec.target)}-{toolchain_hash()}"
+    return f"{ir.id[:16]}-{target}-{resolve(pipeline, spec.target)}-{toolchain_hash(pipeline)}"
 
 
 def _compiler_version() -> str:

@@ -66,6 +66,7 @@ class Catalogue:
         self._rows: dict[str, int] = {}
         self._columns: dict[str, int] = {}
         self._specs: dict[str, set[str]] = {}
+        self._fingerprints: dict[str, str] = {}
         self._facts: Bools = np.zeros((_GROWTH, _GROWTH), bool)
         self._numbers: Floats = np.zeros((_GROWTH, len(Numbers._fields)))
         self._offered: Bools = np.zeros(_GROWTH, bool)
@@ -87,6 +88,12 @@ class Catalogue:
         self._numbers[row] = Numbers.of(kernel)
         self._offered[row] = kernel.status is ArtifactStatus.VALIDATED
         self._specs.setdefault(spec_key(manifest.spec), set()).add(kernel.id)
+        self._fingerprints[kernel.id] = manifest.fingerprint
+
+    def withdraw(self, kernel_id: str) -> None:
+        """Offer a kernel no more; nothing happens where there is none of this id."""
+        if kernel_id in self._rows:
+            self._offered[self._rows[kernel_id]] = False
 
     def find(self, query: KernelQuery) -> KernelQueryResult:
         """Return the kernels that match, in the order in which they came, and the best of them with reasons.
@@ -111,11 +118,21 @@ class Catalogue:
         ]
         return KernelQueryResult(matching_kernels=tuple(self._ids[row] for row in rows), ranked=tuple(ranked))
 
-    def of_spec(self, spec: KernelSpec) -> list[str]:
-        """Return the offered kernels of exactly this spec, fastest first."""
-        rows = [self._rows[kernel] for kernel in self._specs.get(spec_key(spec), ())]
+    def of_spec(self, spec: KernelSpec, fingerprint: str = "") -> list[str]:
+        """Return the offered kernels of exactly this spec, fastest first.
+
+        Args:
+            spec: the kernel.
+            fingerprint: of the binary interface that they must be for; empty takes any. Kernels without binary files
+                are for every one.
+        """
+        kernels = self._specs.get(spec_key(spec), ())
+        rows = [self._rows[kernel] for kernel in kernels if self._is_for(kernel, fingerprint)]
         offered = [row for row in rows if self._offered[row]]
         return [self._ids[row] for row in sorted(offered, key=lambda row: (self._numbers[row, 0], self._ids[row]))]
+
+    def _is_for(self, kernel_id: str, fingerprint: str) -> bool:
+        return not fingerprint or self._fingerprints[kernel_id] in ("", fingerprint)
 
     def _matching(self, query: KernelQuery) -> Bools:
         count = len(self._ids)

@@ -1,7 +1,7 @@
 """What happens to compiled kernels in the store: put by Tezzeret, judged by Urabrask, archived and brought back."""
 
 import time
-from typing import Final, final
+from typing import Any, Final, final
 
 from esper.leyline.artifacts import Attestation, CompiledKernel, KernelManifest, Role
 from esper.leyline.errors import BadHash, StaleManifest, StoreError
@@ -18,7 +18,7 @@ from esper.urza.changes import Change, Core, check_step
 from esper.urza.designs import Designs, field_interest
 from esper.urza.door import Door, mark
 from esper.urza.field import FieldReports, report_id
-from esper.urza.records import Use
+from esper.urza.records import Table, Use
 
 IR: Final = "ir.json"
 
@@ -158,6 +158,29 @@ class Kernels:
             change.note("", "interest", kernel_id, detail=f"{source} {score:.3f}")
         return kernel
 
+    def give_up(self, kernel_id: str) -> str:
+        """Forget the records of a kernel where one of them is damaged; its serials stay, so that none is said twice.
+
+        Returns:
+            What was wrong; empty where nothing was, and nothing was done.
+
+        Raises:
+            SchemaMismatch: another release has written a record.
+            TrustError: a row was not written by Urza.
+            StoreError: the records cannot be read or written.
+        """
+        if not self._damage(kernel_id):
+            return ""
+        with self._core.change() as change:
+            # Looked at once more: another process may have given them up since, and put the kernel anew.
+            problems = self._damage(kernel_id)
+            for table, key in self._rows(kernel_id):
+                if problems:
+                    table.drop(key)
+            for problem in problems:
+                change.note("", "given up", kernel_id, detail=problem)
+        return " ".join(problems)
+
     def used(self, kernel_id: str, times: int) -> None:
         """Count uses; no line of the ledger, as they are many and change nothing of worth."""
         with self._core.records.transaction():
@@ -185,6 +208,15 @@ class Kernels:
                 self._count_use(kernel.id, 1)
             self._reports.keep(report, counts=kernel is not None)
         return True
+
+    def _rows(self, kernel_id: str) -> list[tuple[Table[Any], str]]:
+        """Return where the records are that a kernel cannot do without."""
+        records = self._core.records
+        statements = [(records.attestations, f"{kernel_id}/{role}") for role in (Role.TEZZERET, Role.URABRASK)]
+        return [(records.kernels, kernel_id), (records.manifests, kernel_id), *statements]
+
+    def _damage(self, kernel_id: str) -> list[str]:
+        return [problem for table, key in self._rows(kernel_id) if (problem := table.damage(key))]
 
     def _count_use(self, kernel_id: str, times: int) -> None:
         use = self._core.records.uses.get(kernel_id) or Use()

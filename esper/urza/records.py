@@ -14,7 +14,7 @@ from pydantic import Field
 from esper.leyline.artifacts import Attestation, KernelManifest
 from esper.leyline.base import Message
 from esper.leyline.codec import decode, encode
-from esper.leyline.errors import ContractError, StoreError
+from esper.leyline.errors import ContractError, SchemaMismatch, StoreError
 from esper.leyline.events import SecurityAlert
 from esper.leyline.kernels import Blueprint, CompiledKernelArtifact
 from esper.urza.disk import PlainDisk
@@ -74,16 +74,40 @@ class Table(Generic[_M]):
             StoreError: it is damaged.
             TrustError: its row was not written by Urza.
         """
+        try:
+            return self._read(key)
+        except ContractError as error:
+            raise StoreError(f"Record {self.name}/{key} is damaged: {error}") from error
+
+    def damage(self, key: str) -> str:
+        """Return what is wrong with a record, as `get` would say it; empty where nothing is, or there is none.
+
+        Raises:
+            SchemaMismatch: it is not damaged, another release has written it.
+            StoreError: the database cannot be read.
+            TrustError: its row was not written by Urza.
+        """
+        try:
+            self._read(key)
+        except SchemaMismatch as error:
+            raise SchemaMismatch(f"Record {self.name}/{key} is of another release: {error}") from error
+        except ContractError as error:
+            return f"Record {self.name}/{key} is damaged: {error}"
+        return ""
+
+    def _read(self, key: str) -> _M | None:
+        """Return a record, or None if there is none; a ContractError is about this record, a StoreError about all."""
         with reading(f"{self.name}/{key}"):
-            data = self._cache.get(f"{self.name}/{key}")
+            try:
+                data = self._cache.get(f"{self.name}/{key}")
+            except StoreError as error:
+                # So far only the row can have raised it: the database's errors are turned into ours further out.
+                raise ContractError(str(error)) from error
         if data is None:
             return None
         if not isinstance(data, bytes):
-            raise StoreError(f"Record {self.name}/{key} holds a {type(data).__name__}, not a message; it is damaged.")
-        try:
-            return decode(self.kind, _checked(data))
-        except ContractError as error:
-            raise StoreError(f"Record {self.name}/{key} is damaged: {error}") from error
+            raise ContractError(f"it holds a {type(data).__name__}, not a message.")
+        return decode(self.kind, _checked(data))
 
     def need(self, key: str) -> _M:
         """Return a record.
@@ -150,7 +174,7 @@ def _checked(data: bytes) -> bytes:
     if data[:1] != _SUMMED:
         return data
     if zlib.crc32(data[5:]) != int.from_bytes(data[1:5], "big"):
-        raise ContractError("its checksum does not fit")
+        raise ContractError("its checksum does not fit.")
     return data[5:]
 
 

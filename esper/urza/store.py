@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Self, final
 
 from esper.leyline.artifacts import Attestation, CompiledKernel, KernelManifest, KernelSpec, Role
-from esper.leyline.errors import ConfigError, StoreError, TrustError
+from esper.leyline.errors import BadHash, ConfigError, StoreError, TrustError
 from esper.leyline.events import SecurityAlert
 from esper.leyline.kernels import (
     ArtifactStatus,
@@ -197,6 +197,23 @@ class Urza:
         """Return every kernel's record."""
         return [kernel for _, kernel in self.core.records.kernels.items()]
 
+    def give_up_damaged(self, kernel_id: str) -> str:
+        """Forget a kernel one of whose records is damaged, so that it can be made anew; ledger and alert say why.
+
+        Returns:
+            What was wrong, as `check` says it; empty where every record can be read, and nothing was done.
+
+        Raises:
+            SchemaMismatch: another release has written a record; it stays.
+            TrustError: a row was not written by Urza; it stays, and an alert is kept.
+            StoreError: the records cannot be read or written.
+        """
+        with self._watching(kernel_id):
+            problem = self._kernels.give_up(kernel_id)
+        if problem:
+            self._alert(BadHash(problem), kernel_id)
+        return problem
+
     def manifest(self, kernel_id: str) -> KernelManifest:
         """Return a kernel's manifest as the records have it; `verified` returns the signed one."""
         return self.core.records.manifests.need(kernel_id)
@@ -231,11 +248,16 @@ class Urza:
             self._refresh()
             return self._catalogue.find(query)
 
-    def of_spec(self, spec: KernelSpec) -> list[str]:
-        """Return the ids of the VALIDATED kernels of exactly this spec, fastest first."""
+    def of_spec(self, spec: KernelSpec, fingerprint: str = "") -> list[str]:
+        """Return the ids of the VALIDATED kernels of exactly this spec, fastest first.
+
+        Args:
+            spec: the kernel.
+            fingerprint: of the binary interface that they must be for; empty takes any.
+        """
         with self._reading:
             self._refresh()
-            return self._catalogue.of_spec(spec)
+            return self._catalogue.of_spec(spec, fingerprint)
 
     @property
     def lineage(self) -> Lineage:
@@ -352,9 +374,11 @@ class Urza:
             try:
                 kernel, manifest = self.core.records.kernels.get(kernel_id), self.core.records.manifests.get(kernel_id)
             except StoreError:
-                continue  # One damaged record takes no other kernel away; `check` reports it.
+                kernel = manifest = None  # One damaged record takes no other kernel away; `check` reports it.
             if kernel is not None and manifest is not None:
                 self._catalogue.update(kernel, manifest)
+            else:
+                self._catalogue.withdraw(kernel_id)
         self._known, self._restarts = head, restarts
 
     def _changed(self, head: Head) -> set[str] | None:

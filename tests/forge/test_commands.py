@@ -1,17 +1,24 @@
 """The terminal's commands around the forge's store."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zmq
 
 from esper.cli import main
 from esper.forge.client import Forge
+from esper.forge.commands import store_of
 from esper.karn.service import stated
 from esper.leyline.errors import StoreError
 from esper.oona.keys import CurveKeys, admitted
 from esper.urza.signing import KeyRing
 from esper.urza.store import Urza
+from esper.workers import wire
 from tests.kernels import built, parcel, shared_folder, spec
 from tests.urza.test_field import FAULTED, report
 
@@ -29,6 +36,41 @@ def test_a_key_is_admitted_and_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     told = capsys.readouterr().out
     assert str(out) in told and "--server_key" in told
     assert CurveKeys.load(out).public in admitted(root / "keys" / "admitted")
+
+
+TORCHLESS = "import sys; from esper.cli import main; sys.exit(main(sys.argv[1:]) or 77 * ('torch' in sys.modules))"
+"""Runs a command; the status is 77 if it has imported torch, which takes seconds that only jobs need."""
+
+
+@pytest.fixture
+def pool() -> Iterator[tuple[zmq.Socket[bytes], str, str]]:
+    """A pool's socket, its address and its public key."""
+    keys, context = CurveKeys.generate(), zmq.Context[Any]()
+    router = context.socket(zmq.ROUTER)
+    router.curve_server, router.curve_secretkey = True, keys.secret.encode()
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    yield router, f"tcp://127.0.0.1:{port}", keys.public
+    context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("name", ["tezzeret", "urabrask"])
+def test_a_worker_joins_without_torch(name: str, pool: tuple[zmq.Socket[bytes], str, str], tmp_path: Path) -> None:
+    router, address, server = pool
+    CurveKeys.generate().save(tmp_path / "key")
+    joining = ["worker", name, "--connect", address, "--key", str(tmp_path / "key"), "--server_key", server]
+    with subprocess.Popen([sys.executable, "-c", TORCHLESS, *joining]) as process:
+        assert router.poll(60_000), "it did not join"
+        identity, *frames = router.recv_multipart()
+        assert wire.unpack(frames)[0] == wire.HELLO
+        router.send_multipart([identity, *wire.pack(wire.STOP)])
+        assert process.wait(60) == 0
+
+
+def test_the_store_is_looked_at_without_torch(tmp_path: Path) -> None:
+    places = Forge(enabled=False, root=str(tmp_path / "forge")).places
+    Urza(places.store, KeyRing(places.keys)).close()
+    for command in (["kernels", "--root"], ["doctor", "--store"], ["curate", "--root"]):
+        assert subprocess.run([sys.executable, "-c", TORCHLESS, *command, str(places.root)]).returncode == 0
 
 
 @pytest.mark.slow
@@ -62,7 +104,5 @@ def test_the_store_is_listed_checked_and_curated(
 
 
 def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
-    from esper.forge.commands import _store
-
     with pytest.raises(StoreError, match="holds no store"):
-        _store(str(tmp_path))
+        store_of(str(tmp_path))

@@ -16,8 +16,8 @@ import zmq
 from esper.blueprints import parse_ir
 from esper.cli import main
 from esper.forge.client import Forge
+from esper.forge.curve import curve_keys
 from esper.forge.link import REQUESTED, Places
-from esper.forge.service import curve_keys
 from esper.karn.service import SUBMITTED, stated
 from esper.kasmina.fingerprint import fingerprint
 from esper.leyline.artifacts import CompilationRequest

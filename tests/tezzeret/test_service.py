@@ -4,7 +4,9 @@ import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgpack
 import pytest
 
 from esper.blueprints.hashing import canonical_json
@@ -16,13 +18,17 @@ from esper.leyline.events import KernelReady, KernelRejected, Rejection
 from esper.leyline.kernels import ArtifactStatus, Blueprint, CompilationRecord, CompiledKernelArtifact
 from esper.oona.contracts import BusLimits, Subscription
 from esper.oona.memory import MemoryBus
-from esper.tezzeret import service
+from esper.tezzeret import service, toolchain
+from esper.tezzeret.job import Order
 from esper.tezzeret.service import REQUESTED, Tezzeret
 from esper.tezzeret.specs import blueprint_of
-from esper.tezzeret.toolchain import kernel_id
+from esper.tezzeret.toolchain import fingerprint, kernel_id
 from esper.urza import KeyRing, Urza
+from esper.urza.records import _summed
 from esper.workers.contracts import JobResult, JobState, Pool, PoolStats
 from tests.tezzeret.samples import STUCK, spec
+from tests.urza.samples import verdict
+from tests.urza.test_disk import PICKLE, execute
 
 
 class Answers(Pool):
@@ -30,6 +36,7 @@ class Answers(Pool):
 
     def __init__(self) -> None:
         self.jobs: dict[str, CompilationRequest] = {}
+        self.fingerprints: dict[str, str] = {}
         self.order: list[str] = []
         self.results: dict[str, JobResult] = {}
         self.ended: list[JobResult] = []
@@ -39,7 +46,8 @@ class Answers(Pool):
         if key in self.results:
             self.ended.append(self.results[key])
         elif key not in self.jobs:
-            self.jobs[key] = decode(CompilationRequest, payload)
+            order = decode(Order, payload)
+            self.jobs[key], self.fingerprints[key] = order.request, order.fingerprint
             self.order.append(key)
         return key
 
@@ -106,7 +114,7 @@ def heard(news: Subscription) -> list[tuple[str, Message]]:
     return found
 
 
-def artifact(one: KernelSpec, pipeline: Pipeline = "standard", name: str = "") -> bytes:
+def artifact(one: KernelSpec, pipeline: Pipeline = "standard", name: str = "", **fields: Any) -> bytes:
     """What a worker sends back, but for the machine code."""
     ir = blueprint_of(one)
     files = {"ir.json": one.ir.encode(), "fw.so": b"forward", "bw.so": b"backward"}
@@ -117,6 +125,7 @@ def artifact(one: KernelSpec, pipeline: Pipeline = "standard", name: str = "") -
         spec=one,
         pipeline=pipeline,
         files={file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
+        **fields,
     )
     record = CompilationRecord(pipeline=pipeline, compilation_seconds=2.5)
     texts = (canonical_json(part.model_dump(mode="json")).decode() for part in (manifest, record))
@@ -312,3 +321,123 @@ def test_a_letter_that_is_no_request_is_dropped(tezzeret: Tezzeret, bus: MemoryB
     bus.publish(KernelReady(kernel_artifact_id="k", blueprint_id="b", pipeline="fast"), REQUESTED)
     assert tezzeret.step(1.0) and not tezzeret.step(0.0)
     assert not pool.order
+
+
+def flip(urza: Urza, key: str) -> None:
+    """Flip a bit of a record, so that its checksum does not fit."""
+    written = bytearray(urza.core.records._cache.get(key))
+    written[-1] ^= 1
+    urza.core.records._cache.set(key, bytes(written))
+
+
+def cut(urza: Urza, key: str) -> None:
+    """Leave bytes that no message begins with."""
+    execute(urza.root / "records/cache.db", "UPDATE Cache SET value = x'00' WHERE key = ?", key)
+
+
+def validated(urza: Urza, one: KernelSpec) -> str:
+    name = kernel_id(one, "standard")
+    urza.put(decode(CompiledKernel, artifact(one)))
+    urza.judge(verdict(name))
+    return name
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+@pytest.mark.parametrize("record", ["kernel/{}", "manifest/{}", "attestation/{}/urabrask"])
+def test_a_kernel_whose_record_is_damaged_is_made_anew_and_the_damage_is_told(
+    tezzeret: Tezzeret, bus: MemoryBus, urza: Urza, pool: Answers, news: Subscription, damage: Any, record: str
+) -> None:
+    name = validated(urza, spec())
+    damage(urza, record.format(name))
+    doctor = [finding.problem for finding in urza.check()]
+    ask(bus, spec(), "t")
+    assert tezzeret.step(1.0) and pool.order == [name]
+    pool.end(name, artifact(spec()))
+    tezzeret.step(0.0)
+    ((trace, message),) = heard(news)
+    assert trace == "t" and isinstance(message, KernelReady) and message.kernel_artifact_id == name
+    assert urza.kernel(name).status is ArtifactStatus.PENDING_BENCHMARKING and urza.check() == []
+    (told,) = [entry.detail for entry in urza.ledger.entries() if entry.action == "given up"]
+    (alert,) = urza.alerts()
+    assert told in doctor and alert.subject == name and told in alert.detail
+    urza.judge(verdict(name, report_timestamp=2.0))
+    assert urza.verified(name).manifest.kernel_id == name
+    ask(bus, spec(), "again")
+    assert tezzeret.step(1.0) and not tezzeret.step(0.0) and pool.order == [name]
+
+
+def planted(urza: Urza, key: str) -> str:
+    """Make a row one that Urza never writes."""
+    execute(urza.root / "records/cache.db", "UPDATE Cache SET mode = ? WHERE key = ?", PICKLE, key)
+    return "reads no pickle"
+
+
+def of_a_later_release(urza: Urza, key: str) -> str:
+    fields = urza.kernel(key.partition("/")[2]).model_dump() | {"schema_version": "2.0"}
+    urza.core.records._cache.set(key, _summed(msgpack.packb(("CompiledKernelArtifact", fields))))
+    return "another release"
+
+
+@pytest.mark.parametrize("write", [planted, of_a_later_release])
+def test_a_record_that_others_wrote_stays_and_the_request_is_refused_with_the_reason(
+    tezzeret: Tezzeret, bus: MemoryBus, urza: Urza, pool: Answers, news: Subscription, write: Any
+) -> None:
+    name, blueprint = validated(urza, spec()), known(urza, spec())
+    reason, before = write(urza, f"kernel/{name}"), [str(finding) for finding in urza.check()]
+    ask(bus, spec(), "t")
+    assert tezzeret.step(1.0) and not pool.order
+    ((trace, message),) = heard(news)
+    assert isinstance(message, KernelRejected) and trace == "t"
+    assert message.reason is Rejection.COMPILATION_FAILED and reason in message.detail
+    assert before and [str(finding) for finding in urza.check()] == before
+    assert [alert.subject for alert in urza.alerts()] == ([name] if write is planted else [])
+    assert urza.blueprint(blueprint).status is ArtifactStatus.UNVALIDATED, "the blueprint is as good as before"
+    assert not tezzeret.step(0.0), "an answered request does not come again"
+
+
+def test_a_damaged_record_does_not_hold_up_what_is_done_in_idle_time(bus: MemoryBus, urza: Urza, pool: Answers) -> None:
+    damaged, sound = (
+        kernel_id(one, "standard").rsplit("-", 1)[0] + "-000000000000" for one in (spec(), spec(tokens=7))
+    )
+    urza.put(decode(CompiledKernel, artifact(spec(), name=damaged)))
+    urza.put(decode(CompiledKernel, artifact(spec(tokens=7), name=sound)))
+    cut(urza, f"manifest/{damaged}")
+    tezzeret = Tezzeret(bus, urza, pool, idle_after_s=0.0)
+    assert tezzeret.step(0.0)
+    assert pool.order == [kernel_id(spec(tokens=7), "standard")]
+    tezzeret.close()
+
+
+def test_kernels_of_two_machines_lie_side_by_side_and_each_gets_its_own(
+    bus: MemoryBus, urza: Urza, pool: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = ["a" * 64, "b" * 64]
+    for machine in machines:
+        for module in (service, toolchain):
+            monkeypatch.setattr(module, "fingerprint", lambda machine=machine: machine)
+        tezzeret = Tezzeret(bus, urza, pool)
+        ask(bus, spec())
+        assert tezzeret.step(1.0), "the other machine's kernel stood in its place"
+        name = pool.order[-1]
+        assert pool.fingerprints[name] == machine
+        pool.end(name, artifact(spec(), fingerprint=machine))
+        tezzeret.step(0.0)
+        urza.judge(verdict(name))
+        tezzeret.close()
+    assert len(pool.order) == 2 and sorted(urza.of_spec(spec())) == sorted(pool.order)
+    for name, machine in zip(pool.order, machines, strict=True):
+        assert urza.of_spec(spec(), machine) == [name]
+        assert urza.verified(name, machine).manifest.fingerprint == machine
+
+
+def test_a_kernel_of_an_earlier_release_is_offered_and_not_made_anew(bus: MemoryBus, urza: Urza, pool: Answers) -> None:
+    made_by: dict[str, Any] = {"toolchain": toolchain.toolchain(), "fingerprint": fingerprint()}
+    digits = hashlib.sha256(made_by["toolchain"].encode()).hexdigest()[:12]
+    older = f"{kernel_id(spec(), 'standard').rsplit('-', 1)[0]}-{digits}"
+    urza.put(decode(CompiledKernel, artifact(spec(), name=older, **made_by)))
+    urza.judge(verdict(older))
+    tezzeret = Tezzeret(bus, urza, pool, idle_after_s=0.0)
+    assert not tezzeret.step(0.0) and not pool.order
+    assert urza.of_spec(spec(), fingerprint()) == [older]
+    assert urza.verified(older, fingerprint()).manifest.kernel_id == older
+    tezzeret.close()

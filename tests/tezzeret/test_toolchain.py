@@ -1,15 +1,19 @@
 """Names of toolchains and kernels."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from esper.leyline.artifacts import Pipeline
 from esper.leyline.errors import BlueprintError, KernelError
 from esper.tezzeret import toolchain
 from esper.tezzeret.pipelines import flags, resolve
 from esper.tezzeret.toolchain import fingerprint, kernel_id, toolchain_hash
 from tests.tezzeret.samples import graph, label, library, spec
+
+PIPELINES: tuple[Pipeline, ...] = ("fast", "standard", "aggressive")
 
 
 def test_kernels_that_differ_have_different_ids() -> None:
@@ -42,6 +46,22 @@ def test_a_malformed_blueprint_and_an_unknown_target_have_no_id() -> None:
         kernel_id(spec(ir="{}"), "standard")
     with pytest.raises(KernelError, match="targets: cpu, cuda"):
         kernel_id(spec(target="abacus"), "standard")
+
+
+def test_an_id_names_the_machine_unless_the_kernel_has_no_compiled_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {pipeline: kernel_id(spec(), pipeline) for pipeline in PIPELINES}
+    monkeypatch.setattr(toolchain, "fingerprint", lambda: "f" * 64)
+    there = {pipeline: kernel_id(spec(), pipeline) for pipeline in PIPELINES}
+    assert {pipeline for pipeline in PIPELINES if here[pipeline] == there[pipeline]} == {"fast"}
+    assert {name.rsplit("-", 1)[0] for name in here.values()} == {name.rsplit("-", 1)[0] for name in there.values()}
+
+
+@pytest.mark.slow
+def test_a_process_that_may_use_less_of_the_processor_gives_another_id() -> None:
+    code = "from esper.tezzeret.toolchain import *; print(fingerprint(), toolchain_hash())"
+    command, less = [sys.executable, "-c", code], {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    said = subprocess.run(command, env=less, capture_output=True, text=True, check=True, timeout=120).stdout.split()
+    assert said[0] != fingerprint() and said[1] != toolchain_hash()
 
 
 @pytest.mark.slow

@@ -3,14 +3,15 @@
 import threading
 from pathlib import Path
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.leyline.codec import decode, encode
-from esper.leyline.errors import ContractError, StoreError
+from esper.leyline.errors import ContractError, SchemaMismatch, StoreError
 from esper.leyline.kernels import ArtifactStatus, Blueprint
-from esper.urza.records import Records, Use, _checked
+from esper.urza.records import Records, Use, _checked, _summed
 from tests.urza.test_disk import execute
 
 blueprints = st.builds(
@@ -79,8 +80,24 @@ def test_damaged_records_are_store_errors(tmp_path: Path, value: object) -> None
     if value is None:
         assert records.uses.get("k") is None
     else:
-        with pytest.raises(StoreError, match="damaged"):
+        with pytest.raises(StoreError, match="damaged") as raised:
             records.uses.get("k")
+        assert records.uses.damage("k") == str(raised.value)
+
+
+def test_what_is_sound_or_of_another_release_is_not_damaged_nor_is_a_lost_database(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.uses.set("k", Use(count=1))
+    assert records.uses.damage("k") == records.uses.damage("none") == ""
+    records._cache.set("use/k", _summed(msgpack.packb(("Use", {"schema_version": "2.0", "count": 1}))))
+    with pytest.raises(SchemaMismatch, match="use/k is of another release"):
+        records.uses.damage("k")
+    execute(tmp_path / "cache.db", "UPDATE Cache SET mode = 5, value = '{' WHERE key = 'use/k'")
+    assert "use/k is damaged: A record holds broken JSON" in records.uses.damage("k")
+    records.close()
+    (tmp_path / "cache.db").write_bytes(b"garbage" * 1000)
+    with pytest.raises(StoreError, match="cannot be read or written"):
+        records.uses.damage("k")
 
 
 def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import pytest
 
 from esper.leyline.artifacts import CompiledKernel, Role
 from esper.leyline.errors import BadHash, ConfigError, IllegalTransition, StoreError, UnsafePath, WrongRole
+from esper.leyline.events import SecurityAlert
 from esper.leyline.kernels import ArtifactStatus, KernelQuery
 from esper.leyline.reports import FieldReport, SiteInfo
 from esper.leyline.states import Reason, SeedState
 from esper.urza import KeyRing, Urza
 from tests.urza.samples import FILES, blueprint, compiled, opened, spec, validated, verdict
+from tests.urza.test_disk import execute
 
 S = ArtifactStatus
 
@@ -75,6 +77,33 @@ def test_put_and_judge_twice_are_once(urza: Urza) -> None:
     assert urza.put(compiled()) == judged
     assert len(list(urza.ledger.entries())) == 2
     assert len(urza.core.tree.refs()) == 1
+
+
+def test_a_kernel_is_offered_where_it_can_be_loaded(urza: Urza) -> None:
+    for name, made_for in (("k1", "a" * 64), ("k2", "b" * 64), ("k3", "")):
+        validated(urza, name, fingerprint=made_for)
+    assert urza.of_spec(spec()) == ["k1", "k2", "k3"]
+    assert urza.of_spec(spec(), "a" * 64) == ["k1", "k3"]
+    assert urza.of_spec(spec(), "c" * 64) == ["k3"]
+
+
+def test_a_kernel_with_a_damaged_record_is_given_up_for_good_and_told_of(urza: Urza, tmp_path: Path) -> None:
+    heard: list[SecurityAlert] = []
+    validated(urza, "k1")
+    validated(urza, "k2")
+    with opened(tmp_path, on_alert=heard.append) as other:
+        assert other.of_spec(spec()) == ["k1", "k2"]
+        assert other.give_up_damaged("k1") == other.give_up_damaged("unknown") == ""
+        execute(tmp_path / "store/records/cache.db", "UPDATE Cache SET value = x'00' WHERE key = 'kernel/k1'")
+        (finding,) = other.check()
+        assert other.give_up_damaged("k1") == finding.problem
+        assert [alert.detail for alert in heard] == [f"BadHash: {finding.problem}"]
+        assert heard == urza.alerts() and not urza.has("k1")
+        assert other.of_spec(spec()) == urza.of_spec(spec()) == ["k2"]
+        assert other.give_up_damaged("k1") == "" and other.check() == []
+    serial = urza.core.records.number("mark/k1/tezzeret")
+    urza.put(compiled("k1"))
+    assert urza.manifest("k1").serial > serial, "an older statement could be shown again"
 
 
 def test_a_rejection_has_a_reason_and_is_not_offered(urza: Urza) -> None:
