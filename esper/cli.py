@@ -30,6 +30,7 @@ usage: esper COMMAND [options]
               verify the kernel store:        esper doctor --store
   recipe      train what a run found anew:    esper recipe RUN [--out recipe.yaml]
   export      take a run's network home:      esper export RUN net.pt2|net.onnx|FOLDER [--no-merge]
+  report      tell runs on one page:          esper report RUN... [--out FILE]
   forge       compile for every run here:     esper forge [--listen HOST]
   kernels     list compiled kernels:          esper kernels [--watch] [--json]
   curate      look after the kernel store:    esper curate
@@ -56,11 +57,14 @@ def _dispatch(args: list[str]) -> int:
     if name in ("-h", "--help", "--version"):
         print(__version__ if name == "--version" else HELP.rstrip())
         return 0
-    if name in FORGE_COMMANDS or (name == "blueprints" and rest[:1] in (["submit"], ["ask"])):
+    if name in FORGE_COMMANDS:
         from esper.forge import commands
 
-        command = getattr(commands, rest[0] if name == "blueprints" else name)
-        return int(command(rest[1:] if name == "blueprints" else rest))
+        return int(getattr(commands, name)(rest))
+    if name == "blueprints" and rest[:1] in (["submit"], ["ask"]):
+        from esper.forge import blueprints as designs
+
+        return int(getattr(designs, rest[0])(rest[1:]))
     if name == "blueprints":
         from esper.catalogue import blueprints
 
@@ -77,8 +81,10 @@ def _dispatch(args: list[str]) -> int:
         return recipe(rest)
     if name == "export":
         return export(rest)
+    if name == "report":
+        return report(rest)
     if name not in TRAINER_COMMANDS:
-        known = [*TRAINER_COMMANDS, *FORGE_COMMANDS, "blueprints", "doctor", "recipe", "export"]
+        known = [*TRAINER_COMMANDS, *FORGE_COMMANDS, "blueprints", "doctor", "recipe", "export", "report"]
         raise ConfigError(unknown_key(name, name, known).replace("key", "command", 1))
     # Torch and Lightning take seconds to import, which the other commands need not pay.
     from esper.run import EsperCLI
@@ -114,4 +120,16 @@ def export(args: Sequence[str]) -> int:
     inside = Path(given.run) / "model"
     write(load_model(inside if inside.is_dir() else given.run), given.path, merge=not given.no_merge)
     print(given.path)
+    return 0
+
+
+def report(args: Sequence[str]) -> int:
+    """Write one self-contained page about runs, and print its path."""
+    parser = argparse.ArgumentParser(prog="esper report", description="Write one HTML page about a run, or several.")
+    parser.add_argument("run", nargs="+", help="folder of a run")
+    parser.add_argument("--out", metavar="FILE", help="page to write; report.html in the first run's folder by default")
+    given = parser.parse_args(args)
+    from esper.nissa.page.page import write_page
+
+    print(write_page(given.run, given.out))
     return 0

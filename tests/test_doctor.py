@@ -98,7 +98,7 @@ def test_every_way_to_give_a_batch(
         ("head", "linear", "bd", 288, 4, 1),
     ]
     assert "BP-CONV-RES" in found["sites"][0]["blueprints"]
-    assert "BP-MLP-GELU" in found["sites"][2]["blueprints"]
+    assert "BP-WIDEN" in found["sites"][2]["blueprints"]
     assert found["refused"] == {"spare": "its forward never runs (its weights may be used directly)"}
 
 
@@ -117,7 +117,8 @@ def test_the_printed_page(file: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[0] == "Net, 1,416 parameters: 3 sites take 3 seeds, 1 refused"
     assert "body.0 conv2d bchw, HW=36 3 -> 8 1" in lines
     assert "head linear bd 288 -> 4 2" in lines
-    assert "1: BP-CONV-RES, BP-NORM-RMS, BP-PROJ-IA3" in lines
+    assert "BP-CONV-RES, BP-SQUEEZE-EXCITE" in lines
+    assert "2: BP-PROJ-LORA, BP-WIDEN" in lines
     assert "spare its forward never runs (its weights may be used directly)" in lines
     assert max(map(len, page.splitlines())) <= 80
     assert main(["doctor", f"{file}:build"]) == 0

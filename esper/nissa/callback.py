@@ -79,6 +79,13 @@ class GrowthReport(Callback):
         self._trainer, self._controller = trainer, controller
         controller.listeners.append(self._hear)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the alphas that the step begins with; they move at its end, before or after our own hook."""
+        children = _require_tamiyo(trainer).bank.grafted()
+        # A child that failed is bypassed.
+        alphas = {str(seed): graft.strength if graft.fault is None else 0.0 for seed, graft in children.items()}
+        self.chronicle.ramps.note(trainer.global_step, alphas)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

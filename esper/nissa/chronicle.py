@@ -10,6 +10,7 @@ from esper.leyline.events import DecisionMade, EpochEvent, RunEvent, SeedTransit
 from esper.leyline.reports import FINAL, FieldReport
 from esper.leyline.states import SeedCommand, SeedState
 from esper.nissa.curve import LossCurve
+from esper.nissa.ramps import Ramps
 
 ADDED_PARAMS = "added_params"
 """Metric of an `EpochEvent`: parameters that growth had added by then."""
@@ -63,6 +64,7 @@ class Chronicle:
         host_params: parameters before growth.
         price_per_kparam: gain that every thousand added parameters had to pay for, in the unit of the loss.
         curve: training loss.
+        ramps: alpha of every child.
         messages: events and field reports, in order.
 
     Example:
@@ -77,6 +79,7 @@ class Chronicle:
     host_params: int = 0
     price_per_kparam: float = 0.0
     curve: LossCurve = field(default_factory=LossCurve)
+    ramps: Ramps = field(default_factory=Ramps)
     messages: list[Message] = field(default_factory=list)
     _states: dict[str, SeedState] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -193,13 +196,14 @@ class Chronicle:
             "host_params": self.host_params,
             "price_per_kparam": self.price_per_kparam,
             "curve": self.curve.to_plain(),
+            "ramps": self.ramps.to_plain(),
             "messages": [to_json(message) for message in self.messages],
         }
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Self:
         """Take back what `to_plain` returned."""
-        read = {"curve": LossCurve.from_plain(data["curve"])}
+        read = {"curve": LossCurve.from_plain(data["curve"]), "ramps": Ramps.from_plain(data.get("ramps", {}))}
         return cls(**data | read | {"messages": [from_json(REGISTRY, text) for text in data["messages"]]})
 
 

@@ -15,6 +15,7 @@ from esper.leyline.events import EpochEvent, RunEvent
 from esper.leyline.reports import FieldReport
 from esper.nissa.chronicle import Chronicle
 from esper.nissa.curve import LossCurve
+from esper.nissa.ramps import Ramps
 from esper.nissa.summary import graft_lines
 
 FORMAT = 1
@@ -77,6 +78,7 @@ def growth_summary(chronicle: Chronicle, title: str = "") -> dict[str, Any]:
             "decision": chronicle.decision_losses,
         },
         "added_params": chronicle.added_params_over_time,
+        "alphas": chronicle.ramps.to_plain(),
     }
 
 
@@ -133,11 +135,13 @@ def _add_summary(chronicle: Chronicle, file: Path, until: float) -> None:
         summary = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
-    if summary.get("format") == FORMAT and summary["run_id"] == chronicle.run_id:
+    if isinstance(summary, dict) and summary.get("format") == FORMAT and summary["run_id"] == chronicle.run_id:
         chronicle.policy, chronicle.host_params = summary["policy"], summary["params"]["before"]
         chronicle.price_per_kparam = summary["price_per_kparam"]
         points = [(step, math.nan if loss is None else loss) for step, loss in summary["losses"]["train"]]
         chronicle.curve = LossCurve([point for point in points if point[0] <= until], summary["losses"]["train_stride"])
+        # Runs of an earlier release noted no alphas.
+        chronicle.ramps = Ramps.from_plain(summary.get("alphas", {})).until(until)
         # Under the policy `off` the journal has no decision losses, the report's own measurement has.
         decision = dict(summary["losses"]["decision"])
         chronicle.messages = [_with_loss(m, decision) for m in chronicle.messages]

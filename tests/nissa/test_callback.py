@@ -1,16 +1,18 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
 import esper
 from esper.leyline.errors import ConfigError, OutputError
+from esper.leyline.events import RolledBack
 from esper.leyline.states import SeedState
 from esper.nissa.callback import GrowthReport, find_tamiyo
 from esper.nissa.folder import read_chronicle
@@ -25,11 +27,21 @@ pytestmark = [
 Parts = tuple[Trainer, GrowthReport, Tamiyo]
 
 
-def make(folder: Path, *, policy: str = "schedule", epochs: int = 6, first: bool = False, **given: Any) -> Parts:
+def make(
+    folder: Path,
+    *,
+    policy: str = "schedule",
+    epochs: int = 6,
+    first: bool = False,
+    every: int | None = None,
+    more: Sequence[Callback] = (),
+    **given: Any,
+) -> Parts:
     tamiyo = Tamiyo(policy, kasmina=QUICK, settings=planting(), targets=["net.*"], output_dir=str(folder))
     report = GrowthReport(title="digits")
-    keep = ModelCheckpoint(dirpath=folder / "checkpoints", save_top_k=-1, filename="{epoch}")
-    callbacks = [report, tamiyo, keep] if first else [tamiyo, report, keep]
+    name = "{epoch}" if every is None else "{step}"
+    keep = ModelCheckpoint(dirpath=folder / "checkpoints", save_top_k=-1, filename=name, every_n_train_steps=every)
+    callbacks = [report, tamiyo, keep, *more] if first else [tamiyo, report, keep, *more]
     return trainer(folder, None, epochs=epochs, callbacks=callbacks, **given), report, tamiyo
 
 
@@ -83,6 +95,64 @@ def test_the_order_of_the_callbacks_does_not_matter(finished: tuple[Path, Parts]
     expected = finished[1][1].chronicle
     assert [life.stages for life in report.chronicle.lives()] == [life.stages for life in expected.lives()]
     assert report.chronicle.decision_losses == expected.decision_losses
+    assert report.chronicle.ramps == expected.ramps
+
+
+class Witness(Callback):
+    """Reads alpha where a forward does: in the child's own buffer."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, dict[str, float]] = {}
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        tamiyo = find_tamiyo(trainer)
+        assert tamiyo is not None
+        grafts = tamiyo.bank.grafted()
+        self.seen[trainer.global_step] = {str(seed): float(graft.alpha) for seed, graft in grafts.items()}
+
+    def check(self, report: GrowthReport) -> None:
+        for ramp in report.chronicle.ramps.of.values():
+            steps = [step for step, _ in ramp.points]
+            assert steps == sorted(set(steps)), "each step is told once, in order"
+        for step, seen in self.seen.items():
+            for seed, ramp in report.chronicle.ramps.of.items():
+                noted = next((alpha for at, alpha in reversed(ramp.points) if at <= step), 0.0)
+                assert seen.get(seed, 0.0) == noted, (step, seed)
+            assert seen.keys() <= report.chronicle.ramps.of.keys()
+
+
+def test_ramps_are_the_alphas_of_every_step(finished: tuple[Path, Parts], tmp_path: Path) -> None:
+    witness = Witness()
+    fit, report, _ = make(tmp_path, more=[witness])
+    fit.fit(Plain(), datamodule=digits())
+    (ramp,) = report.chronicle.ramps.of.values()
+    assert ramp.points == [(10, 0.0), (11, 0.25), (12, 0.5), (13, 0.75), (14, 1.0)]
+    assert len(witness.seen) == 60
+    witness.check(report)
+    assert report.chronicle.ramps == finished[1][1].chronicle.ramps == read_chronicle(tmp_path).ramps
+
+
+class Breaking(Plain):
+    """Its loss is not a number once."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if len(self.train_losses) == self.at else loss
+
+
+def test_a_child_that_a_rollback_removed_has_no_alpha_from_then_on(tmp_path: Path) -> None:
+    witness = Witness()
+    fit, report, _ = make(tmp_path, more=[witness])
+    fit.fit(Breaking(14), datamodule=digits())
+    (event,) = report.chronicle.of(RolledBack)
+    assert (event.step, event.restored_step) == (14, 10), "the count of steps goes on"
+    (ramp,) = report.chronicle.ramps.of.values()
+    assert ramp.points == [(10, 0.0), (11, 0.25), (12, 0.5), (13, 0.75), (14, 0.0)]
+    witness.check(report)
 
 
 class Silent(Plain):
@@ -135,6 +205,20 @@ def test_a_resumed_run_tells_its_whole_story(finished: tuple[Path, Parts], tmp_p
     assert found.added_params_over_time == expected.chronicle.added_params_over_time
     if knows:
         assert found.curve == expected.chronicle.curve
+        assert found.ramps == expected.chronicle.ramps
+
+
+@pytest.mark.parametrize("at", [11, 13])
+def test_a_run_resumed_inside_a_ramp_has_the_same_ramps(finished: tuple[Path, Parts], tmp_path: Path, at: int) -> None:
+    fit, _, _ = make(tmp_path, every=at)
+    fit.fit(Plain(), datamodule=digits())
+    checkpoint = tmp_path / "checkpoints" / f"step={at}.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)["callbacks"]["GrowthReport"]["ramps"]
+    (ramp,) = saved.values()
+    assert 1 <= len(ramp["points"]) < 5
+    resumed, report, _ = make(tmp_path / "resumed", every=at)
+    resumed.fit(Plain(), datamodule=digits(), ckpt_path=checkpoint)
+    assert report.chronicle.ramps == finished[1][1].chronicle.ramps
 
 
 def test_a_trainer_without_tamiyo_is_refused(tmp_path: Path) -> None:
