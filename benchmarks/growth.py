@@ -40,7 +40,8 @@ from esper.tolaria.teacher import CachedTeacher
 CACHE = Path("outputs/benchmarks/growth")
 RAMP = 20
 WIDTH = 180
-LIVE = ("live", "live_no_best")
+LIVE = ("live", "live_no_best", "live_3", "live_shadow")
+POINTS = 3
 Row = dict[str, Any]
 Key = tuple[str, str, int]
 
@@ -91,7 +92,8 @@ def plan_steps(task: Task, arm: str, account: Account, offers: Sequence[Offer], 
         cost = task.batch * (3 * grown + account.teacher)
         if steps % task.interval == task.interval - 1:
             cost += task.decision * grown
-        if arm in LIVE and steps == task.start + task.trial:
+        points = POINTS if arm == "live_3" else 1
+        if arm in LIVE and (steps - task.start) in (task.trial * n for n in range(1, points + 1)):
             cost += (len(offers) + 1) * task.decision * grown
         if spent + cost > account.budget:
             return steps
@@ -117,7 +119,21 @@ def tamiyo_settings(task: Task, arm: str, seed: int, params: int) -> dict[str, A
         entry = {"at": task.start, "blueprint": task.schedules[arm], "site": task.site, "params": params}
         return {"policy": "schedule", "schedule": (entry,), **common}
     grown = {"menu": task.menu_of(arm), **common}
-    return {"policy": "heuristic", "proxy": task.proxy, **grown} if arm in LIVE else {"policy": "random", **grown}
+    if arm not in LIVE:
+        return {"policy": "random", **grown}
+    points = {"trials": POINTS, "period": task.trial} if arm == "live_3" else {}
+    return {"policy": "heuristic", "proxy": task.proxy, **points, **grown}
+
+
+def kasmina_settings(task: Task, arm: str) -> dict[str, Any]:
+    """Return how the children of an arm live; those of a trial are judged at the same step in every arm."""
+    if arm not in LIVE:
+        # A planted child is judged at the end of the run: the arm asks what it is worth, not whether 200 steps show it.
+        return {"stabilization_steps": 10**6, "ramp_steps": RAMP}
+    patience = task.trial - task.interval
+    if arm == "live_shadow":
+        return {"training_steps": patience, "stabilization_steps": 0, "ramp_steps": RAMP}
+    return {"stabilization_steps": patience, "ramp_steps": RAMP}
 
 
 def trainer_settings(task: Task, steps: int, seed: int, arm: str) -> dict[str, Any]:
@@ -159,10 +175,7 @@ def run(task: Task, arm: str, seed: int) -> Row:
     data = task.module(seed)
     teach(task, data)
     lightning.seed_everything(seed, verbose=False)
-    # A planted child is judged at the end of the run: the arm asks what it is worth, not whether 200 steps show it.
-    patience = task.trial - task.interval if arm in LIVE else 10**6
-    seeds = {"stabilization_steps": patience, "ramp_steps": RAMP}
-    morphable = esper.wrap(task.host(arm), seeds, targets=list(task.targets))
+    morphable = esper.wrap(task.host(arm), kasmina_settings(task, arm), targets=list(task.targets))
     controller = esper.TamiyoController(morphable, settings)
     trainer = esper.TolariaTrainer(morphable, controller, trainer_settings(task, steps, seed, arm), data=data)
     _, history = trainer.train()

@@ -167,6 +167,8 @@ def _besides(task: Task) -> tuple[tuple[str, str], ...]:
         (fixed, "one general kind"),
         ("random", "a kind and place by chance"),
         ("live_no_best", "the trial without the best kind on its menu"),
+        ("live_3", "the trial at three growth points"),
+        ("live_shadow", "the trial after shadow training"),
     )
 
 

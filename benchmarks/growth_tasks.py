@@ -45,6 +45,8 @@ class Task:
         menu: what may grow in `live` and `random`.
         proxy: parameters of each proxy of a trial, or a fraction of the host's.
         schedules: kind of the child in each scheduled arm.
+        variants: further arms: `live_3` has three growth points that share the budget, `live_shadow` trains the proxies
+            in the shadow before they are grafted.
         ranked: the best kind, then the second best where it is known.
         dominant: families of blueprints that are off the menu in `live_no_best`.
         betas: of AdamW.
@@ -76,6 +78,7 @@ class Task:
     schedules: Mapping[str, str]
     ranked: tuple[str, ...]
     dominant: tuple[str, ...]
+    variants: tuple[str, ...] = ()
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = 0
     clip: float | None = None
@@ -85,11 +88,11 @@ class Task:
     @property
     def arms(self) -> tuple[str, ...]:
         """Every arm, in the order of the table."""
-        return (*STATIC, "random", *self.schedules, "live", "live_no_best")
+        return (*STATIC, "random", *self.schedules, "live", "live_no_best", *self.variants)
 
     def digest(self, arm: str) -> str:
         """Return a hash of the settings that an arm depends on: rows of other settings are not mixed with its own."""
-        told = {"title", "schedules", "menu", "ranked", "dominant", "expected"}
+        told = {"title", "schedules", "menu", "variants", "ranked", "dominant", "expected"}
         common = {key: value for key, value in vars(self).items() if key not in told}
         content = repr((common, self.schedules.get(arm), () if arm in STATIC else self.menu_of(arm)))
         return hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -230,6 +233,7 @@ BYTES = Task(
     schedules=TOKENS,
     ranked=("BP-CONV-CAUSAL", "BP-CONV-CAUSAL-DENSE"),
     dominant=("token-conv",),
+    variants=("live_3", "live_shadow"),
     betas=(0.9, 0.98),
     warmup=60,
     clip=1.0,

@@ -43,7 +43,7 @@ class Work(NamedTuple):
 
         Example:
             >>> Work(host=100, batch=8, trial_steps=10, judged_on=4).trial([10])
-            3280.0
+            3280
         """
         macs = list(children)
         training = _STEP * self.batch * self.trial_steps * sum(macs)

@@ -1,5 +1,6 @@
 """Evidence from the decision part: what does the loss become when a child is taken away?"""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,8 @@ from esper.tolaria.exchange import SharedFaults
 from esper.tolaria.parts import FromLoader
 from esper.tolaria.sharded import is_sharded
 from esper.tolaria.snapshot import undisturbed
+
+_log = logging.getLogger(__name__)
 
 
 def paired(without: Tensor, with_child: Tensor, confidence: float) -> Counterfactual:
@@ -99,14 +102,17 @@ class Evidence:
         return float(self.losses().mean())
 
     def macs(self) -> float:
-        """Return the multiply-accumulates of the host for one sample, by one pass; 0 where it is sharded."""
+        """Return the multiply-accumulates of the host for one sample, by one pass; 0 where they cannot be counted."""
         if is_sharded(self.trainer.strategy):
             return 0.0
         whole = 0.0
         with undisturbed(self.module):
             for unit in self._read()[:1]:
                 samples = batch_size(unit.batch) if _tells_samples(self.module) else 1
-                whole = macs_of(partial(unit_losses, self.trainer, self.module, unit)) / samples
+                try:
+                    whole = macs_of(partial(unit_losses, self.trainer, self.module, unit)) / samples
+                except Exception as error:  # The counter does not know every kind of tensor; the run needs no count.
+                    _log.info("the work of the host is not counted, and nothing limits the search: %s", error)
         self._shared()
         living = sum(self.bank.records[seed].macs for seed, graft in self.bank.grafted().items() if graft.strength > 0)
         return max(0.0, whole - living)

@@ -14,7 +14,7 @@ from esper.kasmina.writer import Moment, SeedWriter
 from esper.leyline.ids import SeedId
 from esper.leyline.states import SeedCommand
 from esper.tamiyo import observe
-from esper.tamiyo.menu import Menu, germinate
+from esper.tamiyo.menu import Menu, Room, germinate
 from tests.compat.case import Case, call, fresh
 
 PER_TOKEN = tuple(name for name in STANDARD if name not in ("BP-ATTN-STD", "BP-CONV-CAUSAL"))
@@ -43,9 +43,10 @@ def plant_everywhere(model: MorphableModel, menu: Sequence[str] | None = None) -
     """Put a child on every site, the blueprints that fit taken in turn, at alpha 1; return their seeds."""
     store = LibraryKernelStore()
     writer = SeedWriter(model.bank, store, lambda event: None)
-    planted = []
-    for index, site in enumerate(observe.sites(model.bank)):
-        offers = Menu(load_library(), menu).offers(site, _MOST_PARAMS)
+    planted, sites = [], observe.sites(model.bank)
+    fitting = list(Menu(load_library(), menu).offers(sites, Room(_MOST_PARAMS)))
+    for index, site in enumerate(sites):
+        offers = [offer for offer in fitting if offer.site is site]
         assert offers, f"no blueprint fits {site}"
         command = germinate(offers[index % len(offers)], seed=index)
         further = [

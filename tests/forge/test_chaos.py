@@ -70,10 +70,17 @@ GOOD = {"status": "VALIDATED", "refused": "", "files": {"fw.so": "hash"}}
 REFUSED = {"status": "VALIDATED", "refused": "BadHash: fw.so", "files": {}}
 
 
-def audited(tmp_path: Path, struck: Struck, kernels: dict[str, object], *said: str, kind: str = "artifact") -> Outcome:
+def audited(
+    tmp_path: Path,
+    struck: Struck,
+    kernels: dict[str, object],
+    *said: str,
+    kind: str = "artifact",
+    given_up: tuple[str, ...] = (),
+) -> Outcome:
     for pool in POOLS:
         JobJournal(tmp_path / "jobs" / pool / "jobs.sqlite").close()
-    told = {"status": int(bool(said)), "said": [*said, "1 kernels: the end"], "kernels": kernels}
+    told = {"status": int(bool(said)), "said": [*said, "1 kernels: the end"], "kernels": kernels, "given_up": given_up}
     Audit(outcome := Outcome(kind, 0), struck, {}, {"k": {"fw.so": "hash"}}).check(told, tmp_path)
     return outcome
 
@@ -81,6 +88,13 @@ def audited(tmp_path: Path, struck: Struck, kernels: dict[str, object], *said: s
 def test_a_sound_store_passes(tmp_path: Path) -> None:
     assert not audited(tmp_path, Struck("killed"), {"k": GOOD}).failures
     assert not audited(tmp_path, HURT, {"k": REFUSED}, "k: BadHash: fw.so").failures
+
+
+def test_damage_that_was_seen_and_mended_is_none(tmp_path: Path) -> None:
+    anew = {**GOOD, "files": {"fw.so": "another hash"}}
+    assert not audited(tmp_path, HURT, {"k": anew}, kind="record", given_up=("k",)).failures
+    assert audited(tmp_path, HURT, {"k": anew}, kind="record").wrong
+    assert audited(tmp_path, Struck("killed"), {"k": anew}, given_up=("k",)).wrong
 
 
 def test_only_a_writer_that_was_killed_may_leave_an_unfinished_change(tmp_path: Path) -> None:

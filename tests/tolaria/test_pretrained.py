@@ -166,6 +166,7 @@ def test_the_experiment_takes_a_configuration_without_weights_or_tokenizer(files
         "data.init_args.steps_per_epoch=20",
         "model.init_args.gradient_checkpointing=true",
         "model.init_args.teacher_dtype=bfloat16",
+        "tamiyo.settings.overhead=null",
     ]
     outcome = run(composed(*settings(files, "bare"), *given, folder=tmp_path))
     assert outcome.grown.grafts

@@ -130,7 +130,7 @@ def test_the_guilty_seed_is_locked_reported_and_never_used_again(tmp_path: Path)
 
 
 def test_the_whole_trial_of_the_guilty_seed_ends(tmp_path: Path) -> None:
-    settings = {"start": 8, "period": 1000, "below_standout": "nothing"}
+    settings = {"start": 8, "period": 1000, "below_standout": "nothing", "overhead": None}
     run_events: list[Message] = []
     module, script = Steady(), Script({14: poison})
     tamiyo = esper.Tamiyo(
