@@ -86,6 +86,8 @@ class Keeper:
         if self._child == 0:
             try:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                os.close(printed[0])
+                os.close(said[0])
                 os.dup2(printed[1], 1)
                 os.dup2(printed[1], 2)
                 first = _first if self._contained else _enter
@@ -215,6 +217,9 @@ class Keeper:
 def _first(command: list[str], folder: str, limits: Limits, keeper: int, said: int) -> NoReturn:
     """Be the first process of the namespace: start the command, reap, tell its status, leave nobody behind."""
     confine.die_with_parent(signal.SIGKILL, keeper)
+    # From inside the namespace a keeper that died before that call looks like one that lives: nobody listens any more.
+    if _unheard(said):
+        os._exit(1)
     _try_and_say("mounts", lambda: confine.arrange_mounts(limits.hidden), said)
     started = os.fork()
     if started == 0:
@@ -258,6 +263,13 @@ def _try_and_say(what: str, act: Callable[[], None], said: int) -> None:
         act()
     except (confine.Refused, OSError, ValueError) as error:
         os.write(said, f"-{what}: {error}\n".encode())
+
+
+def _unheard(said: int) -> bool:
+    """Return whether the other end of a pipe is closed."""
+    ends = select.poll()
+    ends.register(said, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in ends.poll(0))
 
 
 def _lines(handle: int) -> list[str]:

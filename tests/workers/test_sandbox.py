@@ -64,6 +64,23 @@ grouped = pytest.mark.skipif(
 )
 
 
+def test_nothing_is_started_for_a_keeper_that_has_died(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from esper.workers import child
+from esper.workers.limits import Limits
+read, write = os.pipe()
+if sys.argv[1] == "dead":
+    os.close(read)
+child._first(["touch", sys.argv[2]], os.path.dirname(sys.argv[2]), Limits(background=False), os.getppid(), write)
+"""
+    for keeper in ("dead", "alive"):
+        command = [sys.executable, "-c", code, keeper, str(tmp_path / keeper)]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": ROOT}, timeout=60, check=False)
+        assert done.returncode == (1 if keeper == "dead" else 0)
+    assert [file.name for file in tmp_path.iterdir()] == ["alive"]
+
+
 @grouped
 def test_the_session_of_a_job_goes_last_not_its_processes_alone(tmp_path: Path) -> None:
     outcome = run_sandboxed(["cat", "/proc/self/autogroup"], tmp_path, Limits(background=False))
