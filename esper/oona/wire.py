@@ -21,7 +21,9 @@ broker to client
 Every request can be sent twice without harm, so a client sends it again until it is answered.
 """
 
+import contextlib
 import os
+import threading
 from typing import Any, final
 
 import msgpack  # type: ignore[import-untyped]
@@ -93,20 +95,21 @@ def unpack_error(data: bytes) -> EsperError:
 
 @final
 class Wake:
-    """Wakes a poll from another thread: its file descriptor becomes readable."""
+    """Wakes a poll from another thread: its file descriptor becomes readable. It may be set after it was closed."""
 
     def __init__(self) -> None:
         """Open a pipe."""
+        self._lock, self._open = threading.Lock(), True
         self.handle, self._writer = os.pipe()
         os.set_blocking(self.handle, False)
         os.set_blocking(self._writer, False)
 
     def set(self) -> None:
         """Make the handle readable."""
-        try:
-            os.write(self._writer, b"x")
-        except BlockingIOError:
-            return
+        # Whoever closes it does so in a thread of its own; the number may be another file's by now.
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._open:
+                os.write(self._writer, b"x")
 
     def clear(self) -> None:
         """Make the handle silent again."""
@@ -118,5 +121,8 @@ class Wake:
 
     def close(self) -> None:
         """Close the pipe."""
-        os.close(self.handle)
-        os.close(self._writer)
+        with self._lock:
+            if self._open:
+                os.close(self.handle)
+                os.close(self._writer)
+            self._open = False

@@ -108,7 +108,7 @@ def test_only_a_session_of_ones_own_is_made_to_go_last() -> None:
         ("allocate", {"mb": 900}, {"memory_mb": 300}, Ending.EXITED, "MemoryError"),
         ("spin", {}, {"cpu_s": 1.0}, Ending.CPU_LIMIT, ""),
         ("sleep", {"seconds": 1000}, {"wall_s": 1.0}, Ending.WALL_LIMIT, ""),
-        ("fork_bomb", {}, {"processes": 20}, Ending.PROCESS_LIMIT, ""),
+        ("fork_bomb", {}, {"processes": 20, "memory_mb": 8192}, Ending.PROCESS_LIMIT, ""),
         ("segfault", {}, {}, Ending.SIGNALLED, ""),
         ("huge_file", {"mb": 64}, {}, Ending.EXITED, "File too large"),
         ("many_files", {"count": 200}, {}, Ending.FILES_LIMIT, ""),
@@ -150,7 +150,7 @@ def test_descendants_left_behind_are_ended_with_the_command(tmp_path: Path, mark
     [
         ("escape", {}, {}, Ending.EXITED),
         ("escape", {"wait": True}, {"wall_s": 1.0}, Ending.WALL_LIMIT),
-        ("fork_bomb", {}, {"processes": 20}, Ending.PROCESS_LIMIT),
+        ("fork_bomb", {}, {"processes": 20, "memory_mb": 8192}, Ending.PROCESS_LIMIT),
         ("spin", {}, {"cpu_s": 1.0}, Ending.CPU_LIMIT),
         ("segfault", {}, {}, Ending.SIGNALLED),
     ],
