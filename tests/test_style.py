@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted([*(ROOT / "esper").rglob("*.py"), ROOT / "train.py"])
+FILES = sorted([*(ROOT / "esper").rglob("*.py"), *(ROOT / "callbacks").rglob("*.py"), ROOT / "train.py"])
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
