@@ -9,8 +9,9 @@ import re
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, final
 from uuid import uuid4
@@ -96,8 +97,7 @@ class ArtifactTree:
                 _write_file(part / check_name(name), data)
             _sync(part)
             target.parent.mkdir(mode=0o700, exist_ok=True)
-            if not target.exists():
-                part.rename(target)
+            _settle(part, target)
             _sync(target.parent)
         except OSError as error:
             raise StoreError(f"Artifact {ref[:12]} cannot be written: {error}; nothing was changed.") from error
@@ -131,17 +131,29 @@ class ArtifactTree:
         return sorted(path.name for path in self.root.glob("??/*") if _REF.fullmatch(path.name))
 
     def size(self, ref: str) -> int:
-        """Return the bytes of an artifact; 0 if there is none."""
-        path = self.path(ref)
-        return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(path)) if path.is_dir() else 0
+        """Return the bytes of an artifact; 0 if there is none, or another writer removes it meanwhile."""
+        try:
+            with os.scandir(self.path(ref)) as entries:
+                return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
+    def age_s(self, ref: str) -> float:
+        """Return the age of an artifact's folder, in seconds; 0 if there is none."""
+        try:
+            return time.time() - self.path(ref).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def remove(self, ref: str) -> None:
         """Remove an artifact's folder, after it was archived; a half removed one is no longer under its name."""
         path = self.path(ref)
         if path.is_dir() and not path.is_symlink():
             part = self.root / f"{_PART}{socket.gethostname()}-{os.getpid()}-{uuid4().hex}"
-            path.rename(part)
-            shutil.rmtree(part)
+            # Another writer may have removed it since.
+            with suppress(FileNotFoundError):
+                path.rename(part)
+                shutil.rmtree(part)
 
     def sweep(self) -> int:
         """Remove what writers that were killed on this machine left unfinished; return how many folders that was."""
@@ -214,6 +226,17 @@ def _open_file(folder: int, name: str, limit: int) -> int:
         return handle
     os.close(handle)
     raise BadHash(f"File {name!r} of the artifact has {status.st_size} bytes; a plain file of at most {limit} is read.")
+
+
+def _settle(part: Path, target: Path) -> None:
+    """Give a written folder its name, unless one of the same content has it already."""
+    try:
+        if not target.exists():
+            part.rename(target)
+    except OSError:
+        # Another writer was faster; what has this name has this content.
+        if not target.exists():
+            raise
 
 
 def _check_size(files: Mapping[str, bytes]) -> None:

@@ -1,11 +1,12 @@
 """The nightly curation: a plan that only reads, and its execution: archive, clear away what was left over, verify."""
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from esper.leyline.artifacts import Role
-from esper.leyline.errors import EsperError
+from esper.leyline.errors import EsperError, StoreError
 from esper.leyline.kernels import ArtifactStatus, CompiledKernelArtifact
 from esper.urza.changes import Core
 from esper.urza.check import Finding, check
@@ -13,6 +14,8 @@ from esper.urza.compiled import Kernels
 from esper.urza.door import Door
 from esper.urza.records import Use
 from esper.urza.retention import Archive, Holding, to_archive
+
+_log = logging.getLogger(__name__)
 
 BUDGET: Final = 2 * 2**30
 """Bytes that artifacts at hand may take, unless said otherwise."""
@@ -65,7 +68,7 @@ def plan(core: Core, budget: int = BUDGET, settled_s: float = SETTLED_S) -> Plan
     held = {kernel.kernel_ref for kernel in kernels}
     # A kernel whose record is damaged may hold any of the folders.
     refs = core.tree.refs() if len(found) == len(core.records.kernels.keys()) else []
-    loose = [ref for ref in refs if ref not in held and _age(core, ref) >= settled_s]
+    loose = [ref for ref in refs if ref not in held and core.tree.age_s(ref) >= settled_s]
     at_hand = sum(core.tree.size(ref) for ref in core.tree.refs())
     return Plan(tuple(to_archive(_holdings(core, kernels), budget)), tuple(loose), at_hand)
 
@@ -132,8 +135,13 @@ def _clear(core: Core, archive: Archive, ref: str) -> None:
 def _holdings(core: Core, kernels: list[CompiledKernelArtifact]) -> Iterator[Holding]:
     now = time.time()
     for kernel in kernels:
-        use = core.records.uses.get(kernel.id) or Use()
-        manifest = core.records.manifests.get(kernel.id)
+        try:
+            use = core.records.uses.get(kernel.id) or Use()
+            manifest = core.records.manifests.get(kernel.id)
+        except StoreError as error:
+            # It stays at hand: what it is worth cannot be told, and `check` reports the damage.
+            _log.warning("%s", error)
+            continue
         record = kernel.compilation_record
         since = max(use.last, manifest.created if manifest else 0.0)
         yield Holding(
@@ -144,8 +152,3 @@ def _holdings(core: Core, kernels: list[CompiledKernelArtifact]) -> Iterator[Hol
             max(0.0, now - since),
             record.cpu_seconds if record else 0.0,
         )
-
-
-def _age(core: Core, ref: str) -> float:
-    """Return the age of an artifact's folder, in seconds."""
-    return time.time() - core.tree.path(ref).stat().st_mtime

@@ -1,6 +1,8 @@
 """The tree: whole artifacts or none, within bounds, and never outside."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,27 @@ def test_an_artifact_is_written_once_and_read_back(tmp_path: Path) -> None:
     tree.remove(REF)
     tree.remove(REF)
     assert tree.refs() == []
+
+
+def test_several_may_write_measure_and_remove_the_same_artifact(tmp_path: Path) -> None:
+    tree = ArtifactTree(tmp_path)
+    files = {"manifest.json": b"{}", **{f"f{n}": bytes(10) for n in range(20)}}
+    until = time.monotonic() + 1.0
+
+    def writer() -> None:
+        while time.monotonic() < until:
+            assert tree.write(REF, files).name == REF
+            tree.remove(REF)
+
+    def reader() -> None:
+        while time.monotonic() < until:
+            assert 0 <= tree.size(REF) <= 202
+            assert tree.age_s(REF) < 60
+            assert tree.refs() in ([], [REF])
+
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(work) for work in (writer, writer, reader, reader)]:
+            done.result(timeout=60)
 
 
 def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,18 @@ def test_nothing_is_cleared_while_a_record_is_damaged(urza: Urza) -> None:
     assert folder.exists()
 
 
+@pytest.mark.parametrize("record", ["manifest", "use"])
+def test_a_kernel_with_a_damaged_record_stays_and_the_others_are_curated(urza: Urza, record: str) -> None:
+    for kernel_id in ("hurt", "whole"):
+        validated(urza, kernel_id)
+        urza.used(kernel_id)
+    urza.core.records._cache.set(f"{record}/hurt", b"damaged")
+    done = urza.curate(budget=0)
+    assert done.archived == ("whole",)
+    assert urza.kernel("hurt").status is S.VALIDATED
+    assert f"Record {record}/hurt is damaged" in "; ".join(map(str, done.findings))
+
+
 def test_unfinished_folders_of_dead_writers_are_swept(urza: Urza) -> None:
     host = os.uname().nodename
     dead = urza.root / "artifacts" / f".part-{host}-999999999-x"
