@@ -61,7 +61,7 @@ class TamiyoConfig(Settings):
     """How growth is decided. Steps are training steps; a number below 1 is a fraction of the run.
 
     Args:
-        policy: `off`, `random`, `schedule` or `heuristic` (the live trial).
+        policy: `off`, `random`, `schedule`, `heuristic` (the live trial) or `gradmax` (widening where gradients say).
         menu: names of the blueprints that may grow; None takes those of the host's family, see
             `esper.blueprints.families`.
         budget: parameters that growth may add: a count, or a fraction of the host's when below 1.
@@ -97,7 +97,9 @@ class TamiyoConfig(Settings):
         rollback: when a fit goes back to its last good snapshot.
     """
 
-    policy: Annotated[Literal["off", "random", "schedule", "heuristic"], BeforeValidator(_plain_off)] = "heuristic"
+    policy: Annotated[Literal["off", "random", "schedule", "heuristic", "gradmax"], BeforeValidator(_plain_off)] = (
+        "heuristic"
+    )
     menu: tuple[str, ...] | None = None
     budget: float = Field(default=0.15, gt=0)
     budget_macs: float | None = Field(default=None, gt=0)

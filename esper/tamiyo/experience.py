@@ -1,7 +1,8 @@
 """What grafts of earlier runs came to: beliefs about kinds and places that shrink the menu and correct the priors."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, final
 
@@ -90,12 +91,10 @@ class Experience:
         """Form the beliefs about places once: they are asked for often."""
         self.outcomes = tuple(outcomes)
         self._places: dict[tuple[str, int], Belief] = {}
-        for found in self.outcomes:
-            usual = self._elsewhere(found)
-            if usual is not None:
-                place = found.kind, found.third
-                before = self._places.get(place, Belief(0.0, _PLACE_SD))
-                self._places[place] = before.told(found.gain - usual, math.hypot(found.sd, _HOSTS_SD))
+        for found, usual in _elsewhere(self.outcomes):
+            place = found.kind, found.third
+            before = self._places.get(place, Belief(0.0, _PLACE_SD))
+            self._places[place] = before.told(found.gain - usual, math.hypot(found.sd, _HOSTS_SD))
 
     @classmethod
     def of(cls, reports: Iterable[FieldReport]) -> Self:
@@ -136,16 +135,6 @@ class Experience:
         found = self._places.get((kind, _third(depth)))
         return found.mean if found is not None else 0.0
 
-    def _elsewhere(self, of: Outcome) -> float | None:
-        """Return what the same kind gains on average at other places; None if it was never seen there."""
-        same = (of.blueprint, of.layout, of.on_trial)
-        gains = [
-            o.gain
-            for o in self.outcomes
-            if (o.blueprint, o.layout, o.on_trial) == same and (o.kind, o.third) != (of.kind, of.third)
-        ]
-        return sum(gains) / len(gains) if gains else None
-
     def promising(
         self, names: Sequence[str], layout: str, *, seed: int, priors: Sequence[float] = ()
     ) -> tuple[str, ...]:
@@ -178,6 +167,24 @@ class Experience:
     def from_plain(cls, data: Iterable[Sequence[Any]]) -> Self:
         """Take back what `plain` returned."""
         return cls(Outcome(*outcome) for outcome in data)
+
+
+def _elsewhere(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, float]]:
+    """Yield each outcome whose kind was also seen at other places, with what it gains there on average."""
+    gains: defaultdict[tuple[Hashable, ...], list[float]] = defaultdict(list)
+    for o in outcomes:
+        gains[_same(o)].append(o.gain)
+        gains[*_same(o), o.kind, o.third].append(o.gain)
+    sums = {key: (math.fsum(found), len(found)) for key, found in gains.items()}
+    for o in outcomes:
+        total, n = sums[_same(o)]
+        here, m = sums[*_same(o), o.kind, o.third]
+        if n > m:
+            yield o, (total - here) / (n - m)
+
+
+def _same(outcome: Outcome) -> tuple[Hashable, ...]:
+    return outcome.blueprint, outcome.layout, outcome.on_trial
 
 
 def _third(depth: float) -> int:

@@ -6,13 +6,14 @@ from types import MappingProxyType
 from esper.tamiyo.config import TamiyoConfig
 from esper.tamiyo.menu import Menu
 from esper.tamiyo.policies.base import Policy
+from esper.tamiyo.policies.gradmax import GradMax
 from esper.tamiyo.policies.heuristic import Heuristic
 from esper.tamiyo.policies.off import Off
 from esper.tamiyo.policies.random import Random
 from esper.tamiyo.policies.schedule import Schedule
 
 POLICIES: Mapping[str, Callable[[TamiyoConfig, Menu], Policy]] = MappingProxyType(
-    {"off": Off, "random": Random, "schedule": Schedule, "heuristic": Heuristic}
+    {"off": Off, "random": Random, "schedule": Schedule, "heuristic": Heuristic, "gradmax": GradMax}
 )
 
 
@@ -21,4 +22,4 @@ def make_policy(config: TamiyoConfig, menu: Menu) -> Policy:
     return POLICIES[config.policy](config, menu)
 
 
-__all__ = ["POLICIES", "Heuristic", "Off", "Policy", "Random", "Schedule", "make_policy"]
+__all__ = ["POLICIES", "GradMax", "Heuristic", "Off", "Policy", "Random", "Schedule", "make_policy"]

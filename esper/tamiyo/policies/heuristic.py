@@ -38,7 +38,7 @@ class Heuristic(Policy):
 
     def propose(self, observation: Observation) -> Decision:
         """Return the next move of the trial, if it is time for one."""
-        trials = sorted({r.group for r in observation.reports if r.group.startswith(_TRIAL)})
+        trials = _trials(observation)
         if trials and not self._followed(observation, trials[-1]):
             follow = self._follow(observation, trials[-1])
             if follow.commands:
@@ -99,8 +99,7 @@ class Heuristic(Policy):
 
     def _points_left(self, observation: Observation) -> int:
         """Return over how many growth points the rest of the budget is to be spread, this one included."""
-        trials = {r.group for r in observation.reports if r.group.startswith(_TRIAL)}
-        return max(1, self.config.trials - len(trials) + 1)
+        return max(1, self.config.trials - len(_trials(observation)) + 1)
 
     def _spread(self, observation: Observation, group: str) -> Decision:
         kinds = {s.shape.kind for s in observation.sites if widening(s.shape)}
@@ -119,8 +118,8 @@ class Heuristic(Policy):
         """Return the proxies and, for each kind, the child that would follow if it won."""
         if observation.busy:
             return self._investments(observation)
-        trials = {r.group for r in observation.reports if r.group.startswith(_TRIAL)}
-        return self.proxies.choose(observation, len(trials))[0]
+        trials = _trials(observation)
+        return self.proxies.choose(observation, len(trials))[0] if self._goes_on(observation, trials) else []
 
     def _investments(self, observation: Observation) -> list[Offer]:
         on_trial = [s for s in observation.seeds if s.group.startswith(_TRIAL) and s.state is not SeedState.FOSSILIZED]
@@ -134,6 +133,10 @@ class Heuristic(Policy):
         stay = tuple(s for s in observation.seeds if s is winner or s.state is SeedState.FOSSILIZED)
         room = remaining(observation._replace(seeds=stay), self.config).share(self._points_left(observation))
         return self.menu.offer(site, winner.blueprint, room) if site else None
+
+
+def _trials(observation: Observation) -> list[str]:
+    return sorted({r.group for r in observation.reports if r.group.startswith(_TRIAL)})
 
 
 def _after(trial: str, what: str) -> str:
