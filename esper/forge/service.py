@@ -24,7 +24,7 @@ from esper.tezzeret.service import Tezzeret
 from esper.urabrask.service import Urabrask
 from esper.urza.signing import KeyRing
 from esper.urza.store import Urza
-from esper.workers.contracts import Event
+from esper.workers.contracts import Event, JobState
 from esper.workers.foreman import PoolConfig
 from esper.workers.limits import KEYS
 from esper.workers.pool import ProcessPool
@@ -120,12 +120,19 @@ class Workshop:
             Whether there was anything to do.
         """
         worked = False
+        self._make_room()
         for name, step in self._steps.items():
             try:
                 worked |= step(0.0 if worked else _WAIT_S)
             except EsperError as error:
                 _log.error("%s: %s", name, error)
         return worked
+
+    def _make_room(self) -> None:
+        """Let Urabrask check the library only while Tezzeret has nothing to do: they may share one core."""
+        jobs = self.pools["tezzeret"].stats().jobs
+        busy = jobs.get(JobState.WAITING, 0) + jobs.get(JobState.LEASED, 0) > 0
+        self.pools["urabrask"].hold(Priority.NORMAL if busy else Priority.LOW)
 
     def close(self) -> None:
         """End the pools, the bus and the store; what is under way waits in the journals."""

@@ -144,7 +144,7 @@ class Tezzeret:
             self._make_fast(name, request)
         else:
             request = request.model_copy(update={"pipeline": pipeline})
-            self._submit(name, name, request, Priority.HIGH if request.interest >= HIGH_INTEREST else Priority.NORMAL)
+            self._submit(name, name, request, self._urgency(request))
 
     def _give_up_damaged(self, name: str) -> None:
         """Make room for a kernel whose records cannot be read: nobody can use it, and it is made anew.
@@ -165,6 +165,13 @@ class Tezzeret:
             put_off = Candidate(request.spec, "standard", Tier.HIGH_INTEREST, request.interest, time.time())
             self._candidates.setdefault(kernel_id(request.spec, "standard"), put_off)
         return chosen
+
+    def _urgency(self, request: CompilationRequest) -> Priority:
+        """Return how urgent a request is: what is wanted, or did well in earlier runs, goes first."""
+        interest = {"request": request.interest}
+        with suppress(StoreError, TrustError):
+            interest |= self._urza.blueprint(blueprint_of(request.spec).id).interest_scores
+        return Priority.HIGH if max(interest.values()) >= HIGH_INTEREST else Priority.NORMAL
 
     def _submit(self, key: str, name: str, request: CompilationRequest, priority: Priority) -> None:
         self._specs[name] = request.spec

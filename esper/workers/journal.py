@@ -60,6 +60,7 @@ class JobJournal:
     def __init__(self, path: str | Path, *, max_tries: int = 3) -> None:
         """Open the journal."""
         self._path, self._max_tries = Path(path), max_tries
+        self._least = max(Priority)
         self._lock = threading.RLock()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +147,10 @@ class JobJournal:
 
     # --- the pool's side ----------------------------------------------------------------------------------------
 
+    def hold(self, least: Priority) -> None:
+        """Lease jobs of this priority and more urgent ones only; the others wait until this is taken back."""
+        self._least = least
+
     def lease(self, worker: str, lease_s: float, without: Collection[str] = ()) -> Job | None:
         """Give a worker the most urgent job, the oldest of those, for a time; None when none waits.
 
@@ -154,13 +159,14 @@ class JobJournal:
             lease_s: the time, in seconds.
             without: ids of jobs that it cannot do.
         """
-        if not self._read("SELECT 1 FROM jobs WHERE state = ? LIMIT 1", JobState.WAITING):
+        waiting = "SELECT 1 FROM jobs WHERE state = ? AND priority <= ? LIMIT 1"
+        if not self._read(waiting, JobState.WAITING, self._least):
             return None
         with self._changing() as base:
             row = base.execute(
-                "SELECT id, key, kind, payload, tries FROM jobs WHERE state = ?"
+                "SELECT id, key, kind, payload, tries FROM jobs WHERE state = ? AND priority <= ?"
                 " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY priority, submitted LIMIT 1",
-                (JobState.WAITING, json.dumps(list(without))),
+                (JobState.WAITING, self._least, json.dumps(list(without))),
             ).fetchone()
             if row is None:
                 return None

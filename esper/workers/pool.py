@@ -86,6 +86,10 @@ class ProcessPool(Pool):
         """Take a job; see `Pool.submit`."""
         return self._desk.submit(key, kind, payload, priority)
 
+    def hold(self, least: Priority = Priority.LOW) -> None:
+        """Hand out jobs of this priority and more urgent ones only, until told otherwise."""
+        self._journal.hold(least)
+
     def poll(self, timeout_s: float) -> list[JobResult]:
         """Return the jobs that have ended; see `Pool.poll`."""
         return self._desk.poll(timeout_s)

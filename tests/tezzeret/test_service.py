@@ -38,6 +38,7 @@ class Answers(Pool):
         self.jobs: dict[str, CompilationRequest] = {}
         self.fingerprints: dict[str, str] = {}
         self.order: list[str] = []
+        self.priorities: dict[str, int] = {}
         self.results: dict[str, JobResult] = {}
         self.ended: list[JobResult] = []
         self.over_budget, self.waiting = False, 0
@@ -49,6 +50,7 @@ class Answers(Pool):
             order = decode(Order, payload)
             self.jobs[key], self.fingerprints[key] = order.request, order.fingerprint
             self.order.append(key)
+            self.priorities[key] = priority
         return key
 
     def end(self, key: str, result: bytes = b"", reason: str = "") -> None:
@@ -300,6 +302,22 @@ def test_what_a_run_asks_for_overtakes_the_checks_of_the_library(
     assert done == [0, 0, 1, 1, 1], "the run's job had to wait for the library"
     # The news bear the urgency of who asked, so that the run's kernel goes first at Urabrask too.
     assert first is not None and (first.envelope.trace_id, first.envelope.priority) == ("run", Priority.NORMAL)
+
+
+def test_what_did_well_in_earlier_runs_or_is_wanted_goes_first(
+    tezzeret: Tezzeret, bus: MemoryBus, urza: Urza, pool: Answers
+) -> None:
+    plain, wanted, proven = (spec(tokens=number) for number in (3, 4, 5))
+    ask(bus, plain)
+    ask(bus, wanted, interest=0.9)
+    tezzeret.step(1.0)
+    ir = blueprint_of(proven)
+    urza.submit(Blueprint(id=ir.id, name=ir.name, version=ir.version, ir=proven.ir), "test")
+    urza.set_blueprint(ir.id, interest={"field": 0.8})
+    ask(bus, proven)
+    tezzeret.step(1.0)
+    given = [pool.priorities[kernel_id(one, "standard")] for one in (plain, wanted, proven)]
+    assert given == [Priority.NORMAL, Priority.HIGH, Priority.HIGH]
 
 
 def test_a_request_that_the_bus_repeats_meanwhile_is_not_answered_twice(urza: Urza, pool: Answers) -> None:

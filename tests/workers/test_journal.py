@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper.leyline.envelope import Priority
 from esper.leyline.errors import JobError, StoreError
 from esper.workers.contracts import ENDED, JobState
 from esper.workers.journal import MAX_PAYLOAD, JobJournal
@@ -92,6 +93,19 @@ def test_urgency_then_age(tmp_path: Path) -> None:
         journal.submit(key, "test", b"", priority)
     leased = [journal.lease("w", 1.0) for _ in range(4)]
     assert [job and job.key for job in leased] == ["urgent", "old", "new", None]
+    journal.close()
+
+
+def test_what_is_held_back_waits_and_loses_nothing(tmp_path: Path) -> None:
+    journal = JobJournal(tmp_path / "jobs.sqlite")
+    for priority in (Priority.LOW, Priority.NORMAL):
+        journal.submit(priority.name, "test", b"", priority)
+    journal.hold(Priority.NORMAL)
+    leased = [journal.lease("w", 1.0) for _ in range(2)]
+    assert [job and job.key for job in leased] == ["NORMAL", None]
+    journal.hold(Priority.LOW)
+    job = journal.lease("w", 1.0)
+    assert job is not None and job.key == "LOW"
     journal.close()
 
 
