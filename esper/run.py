@@ -10,6 +10,7 @@ tamiyo, nissa, forge, trainer                    arguments of esper.Tamiyo, Grow
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -247,6 +248,7 @@ class EsperCLI(LightningCLI):
             with self.forge:
                 self._use_forge(tamiyo)
                 self.trainer.fit(model, **given)
+                missed = self.forge.unfinished()
             if has_report_part(self.trainer, model):
                 with with_test_step(model):
                     self.trainer.test(model, datamodule=given.get("datamodule"), verbose=False)
@@ -256,7 +258,7 @@ class EsperCLI(LightningCLI):
             report.samples[:] = [loss for share in Ranks.of(self.trainer).gather(report.samples) for loss in share]
         finally:
             _close_loggers(self.trainer)
-        return summarize(
+        result = summarize(
             self.growth.chronicle,
             title=self.growth.title,
             output_dir=str(self.section.output_dir),
@@ -265,6 +267,7 @@ class EsperCLI(LightningCLI):
             train_macs=round(tamiyo.tally.work.total) or None,
             seconds=perf_counter() - started,
         )
+        return replace(result, missed_kernels=missed)
 
     def _use_forge(self, tamiyo: Tamiyo) -> None:
         """Let the run have compiled kernels too, unless nothing grows in it or ranks would have to agree on them."""

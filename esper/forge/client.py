@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, final
 
@@ -15,10 +16,12 @@ from esper.forge.link import ForgeLink, Places
 from esper.kasmina.cache import KernelCache
 from esper.kasmina.fingerprint import fingerprint
 from esper.kasmina.forge_store import Adopt, ForgeStore
-from esper.leyline.errors import BusError, ConfigError
+from esper.leyline.errors import BusError, ConfigError, EsperError
 from esper.leyline.ids import new_id
+from esper.leyline.kernels import ArtifactStatus
 from esper.oona.client import ZmqBus
 from esper.oona.contracts import Bus
+from esper.tezzeret.toolchain import kernel_id
 from esper.urza.signing import KeyRing
 from esper.urza.store import Urza
 
@@ -27,6 +30,7 @@ SWITCH: Final = "ESPER_FORGE"
 
 _FAREWELL_S: Final = 10.0
 _AGAIN_S: Final = 15.0
+_JUDGED: Final = frozenset({ArtifactStatus.VALIDATED, ArtifactStatus.REJECTED})
 _log = logging.getLogger(__name__)
 
 
@@ -108,6 +112,17 @@ class Forge:
         if not (self.places.store.is_dir() and self.places.keys.is_dir()):
             return None
         return Urza(self.places.store, KeyRing.public_only(self.places.keys))
+
+    def unfinished(self) -> int:
+        """Return how many kernels the run has asked for have no verdict yet; the next forge here goes on with them."""
+        specs = self._store.missed() if self._store is not None else []
+        with suppress(EsperError):
+            shelf = self.shelf()
+            if shelf is not None:
+                with shelf:
+                    judged = {kernel.id for kernel in shelf.kernels() if kernel.status in _JUDGED}
+                return sum(kernel_id(spec, "standard") not in judged for spec in specs)
+        return len(specs)
 
     def running(self) -> dict[str, Any] | None:
         """Return the card of the forge that works in this folder, or None."""

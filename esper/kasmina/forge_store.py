@@ -206,6 +206,11 @@ class ForgeStore(KernelStore):
         _log.warning("%s runs eagerly from here on, equal to rounding: %s.", kernel_id, found)
         return child
 
+    def missed(self) -> list[KernelSpec]:
+        """Return what was asked for and has not come."""
+        wanted = list(self._wanted.values())
+        return [one.spec for one in wanted if one.request in self._asked and one.request not in self._loaded]
+
     def state(self) -> dict[str, Any]:
         """Return when the run began: a resumed run may use the kernels of then, and no newer ones."""
         return {"began": self.began}

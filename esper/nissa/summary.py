@@ -1,11 +1,17 @@
 """What a run came to: its grafts, its losses, and whether growth earned its place."""
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from esper.files import replacing
 from esper.nissa.chronicle import Chronicle, Life
 from esper.nissa.paired import MIN_SAMPLES, Interval, paired_interval
+
+REPORT_FILE = "report.json"
+"""In a run's folder: its loss on the report part, and that of each sample, for a paired comparison later."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class RunResult:
         steps: training steps.
         train_macs: multiply-accumulates of the training, probes included; None if not counted.
         search_share: work of the search as a share of all other work of the training; None if not counted.
+        missed_kernels: compiled kernels that the run asked for and that nobody has judged yet.
         seconds: wall-clock time.
     """
 
@@ -80,6 +87,7 @@ class RunResult:
     steps: int = 0
     train_macs: int | None = None
     search_share: float | None = None
+    missed_kernels: int = 0
     seconds: float = 0.0
 
 
@@ -93,7 +101,12 @@ def summarize(
     train_macs: int | None = None,
     seconds: float = 0.0,
 ) -> RunResult:
-    """Return the result of a run from its chronicle and what was measured after it."""
+    """Return the result of a run from its chronicle and what was measured after it.
+
+    What was measured is also kept in the run's folder, where there is one, see `REPORT_FILE`.
+    """
+    if output_dir and report_loss is not None and Path(output_dir).is_dir():
+        _keep_report(Path(output_dir) / REPORT_FILE, report_loss, report_samples)
     return RunResult(
         title=title,
         output_dir=output_dir,
@@ -108,6 +121,13 @@ def summarize(
         search_share=chronicle.search_share,
         seconds=seconds,
     )
+
+
+def _keep_report(file: Path, loss: float, samples: Sequence[float] | None) -> None:
+    whole = samples if samples is None or all(map(math.isfinite, samples)) else None
+    with replacing(file) as opened:
+        told = {"loss": loss if math.isfinite(loss) else None, "samples": whole}
+        opened.write(json.dumps(told).encode() + b"\n")
 
 
 def graft_lines(chronicle: Chronicle) -> tuple[GraftLine, ...]:

@@ -27,9 +27,19 @@ def present(grown: RunResult, twin: RunResult | None = None, console: Console | 
     if grown.search_share:
         share = f"{100 * grown.search_share:.1f} %"
         out.print(f"The search (children on trial, and judging them): {share} of the training's work.", highlight=False)
+    if grown.missed_kernels:
+        out.print(Text(missed(grown.missed_kernels), style="dim"))
     out.print(Text(verdict(grown, twin), style="bold"))
     if grown.output_dir:
         out.print(Text(f"Picture, lineage and grown model: {grown.output_dir}"))
+
+
+def missed(kernels: int) -> str:
+    """Return what to do about kernels that were not ready when the run ended."""
+    return (
+        f"Compiled kernels that were not ready in time: {kernels}. The next run in this folder goes on with them; "
+        "`esper forge` makes them all now, and `esper kernels --watch` shows how far they are."
+    )
 
 
 def growth_table(run: RunResult) -> Table:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from esper.blueprints import load_library
+from esper.forge.client import Forge
 from esper.forge.link import FAULTED, REQUESTED, ForgeLink
 from esper.karn.service import stated
 from esper.kasmina.cache import KernelCache
@@ -175,6 +176,18 @@ def test_what_is_validated_during_the_run_is_adopted_only_if_asked_for(
     else:
         time.sleep(1.0)
         assert not is_compiled(store.poll(REQUEST))
+
+
+@pytest.mark.slow
+def test_a_run_says_how_many_kernels_it_missed(world: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+    forge = Forge(enabled=True, root=str(world.folder))
+    assert forge.unfinished() == 0
+    store = forge._store = world.open(adopt="known")
+    until(lambda: store.poll(REQUEST))
+    assert forge.unfinished() == 1
+    world.promote(compiled(tmp_path_factory)[0])
+    assert forge.unfinished() == 0, "it has its verdict, though this run may not use it any more"
+    assert store.missed() == [spec()]
 
 
 @pytest.mark.slow

@@ -56,5 +56,10 @@ def test_what_the_search_took_is_told(grown: RunResult) -> None:
     assert "search" not in printed(grown)
 
 
+def test_kernels_that_were_not_ready_are_told_with_what_to_do(grown: RunResult) -> None:
+    assert "not ready in time: 13. " in printed(replace(grown, missed_kernels=13), width=200)
+    assert "Compiled kernels" not in printed(grown)
+
+
 def test_a_graft_that_was_never_measured(grown: RunResult) -> None:
     assert gain_text(replace(grown.grafts[0], gain=None)) == "not measured"
