@@ -192,6 +192,23 @@ def test_the_policy_foresees_what_it_will_need() -> None:
     assert planted <= proxies
 
 
+@pytest.mark.parametrize("trials", [1, 3])
+def test_the_investment_that_is_foreseen_during_a_trial_is_the_one_that_follows(trials: int) -> None:
+    heuristic = policy("heuristic", trials=trials)
+    planted = heuristic.propose(observed(300)).commands  # type: ignore[attr-defined]
+    costs = {c.target_seed_id: sum(c.dims.values()) for c in planted}
+    seeds = tuple(
+        SeedStatus(c.target_seed_id, SeedState.GRAFTING, True, c.blueprint_id, c.group, 100 + costs[c.target_seed_id])
+        for c in planted
+    )
+    foreseen = {o.blueprint: (o.site.path, o.dims) for o in heuristic.foresee(observed(350, seeds=seeds))}  # type: ignore[attr-defined]
+    winner = next(s for s in seeds if s.blueprint == "BP-CONV-CAUSAL")
+    won = report(winner.blueprint, winner.group, kept=True, lower=0.2, seed_id=winner.seed_id)
+    ended = tuple(s._replace(state=SeedState.FOSSILIZED if s is winner else SeedState.CULLED) for s in seeds)
+    (invested,) = heuristic.propose(observed(500, seeds=ended, reports=(won,))).commands  # type: ignore[attr-defined]
+    assert foreseen["BP-CONV-CAUSAL"] == (invested.target_layer_id, dict(invested.dims))
+
+
 def test_chance_is_reproducible_and_moves_with_the_seed() -> None:
     def drawn(seed: int) -> tuple[str, str]:
         (command,) = policy("random", seed=seed).propose(observed()).commands  # type: ignore[attr-defined]

@@ -99,7 +99,8 @@ class Heuristic(Policy):
 
     def _points_left(self, observation: Observation) -> int:
         """Return over how many growth points the rest of the budget is to be spread, this one included."""
-        return max(1, self.config.trials - len(_trials(observation)) + 1)
+        begun = {s.group for s in observation.seeds if s.group.startswith(_TRIAL)}
+        return max(1, self.config.trials - len(begun.union(_trials(observation))) + 1)
 
     def _spread(self, observation: Observation, group: str) -> Decision:
         kinds = {s.shape.kind for s in observation.sites if widening(s.shape)}
