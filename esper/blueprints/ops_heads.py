@@ -145,6 +145,9 @@ class Rounded(nn.Module):
         x: (B, ..., N C); the result is the same.
     """
 
+    straight_through = True
+    """The gradient passes as if nothing were rounded."""
+
     def __init__(self, heads: int) -> None:
         """Hold the setting; there are no weights."""
         super().__init__()

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from esper.blueprints import load_library
 from esper.blueprints.build import Child
+from esper.karn.service import reference, stated
 from esper.leyline.artifacts import KernelManifest
 from esper.leyline.events import Rejection
 from esper.urabrask import endurance
@@ -20,6 +22,13 @@ from esper.urabrask.sanity import CHECKS, sanity
 from esper.urabrask.trail import Trail
 from esper.urabrask.trial import Trial
 from tests.urabrask.kernels import spec
+
+AWKWARD = [
+    *("BP-ATTN-SPLIT-QK", "BP-CAP-FUSE-HFFN", "BP-CONV-NEXT", "BP-MOE-SOFT", "BP-RNN-MINGRU", "BP-SSM-DIAG"),
+    *("BP-LOAD-BAL-EMA", "BP-ROUTER-MOE-AUXLOSS", "BP-ROUTER-TOP2"),
+    "BP-KV-CACHE-8BIT",
+]
+"""They compute in single precision, choose between experts, keep a state, or round."""
 
 Act = Callable[["Doctored", Tensor], Tensor]
 
@@ -275,6 +284,14 @@ def test_a_good_child_passes(name: str, tmp_path: Path, short: None) -> None:
     assert not found.failures
     assert found.checks == (*CHECKS, "blueprint")
     assert 0.0 <= found.margin < 1.0
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_difference_quotients_find_no_fault_where_there_is_none(name: str, tmp_path: Path) -> None:
+    whole = reference(stated(load_library()[name].ir).ir)
+    manifest = KernelManifest(kernel_id="k", name=name, blueprint_id="b", spec=whole, pipeline="fast")
+    with trial(load(Path(), manifest), tmp_path) as given:
+        assert CHECKS["finite differences"](given) is None
 
 
 def test_a_bfloat16_child_passes(tmp_path: Path) -> None:
