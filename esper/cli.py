@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from esper import __version__
 from esper.config import unknown_key
@@ -12,7 +13,12 @@ from esper.leyline.errors import ConfigError
 __all__ = ["main"]
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-FORGE_COMMANDS = ("forge", "kernels", "curate", "keys", "worker")
+MODULES = {
+    **dict.fromkeys(("forge", "kernels", "curate", "keys", "worker"), "esper.forge.commands"),
+    "watch": "esper.nissa.watch.command",
+    "bench": "esper.bench.commands",
+}
+"""Commands that are a function of their own name in a module, which is imported when it is asked for."""
 
 HELP = """\
 usage: esper COMMAND [options]
@@ -31,6 +37,10 @@ usage: esper COMMAND [options]
   recipe      train what a run found anew:    esper recipe RUN [--out recipe.yaml]
   export      take a run's network home:      esper export RUN net.pt2|net.onnx|FOLDER [--no-merge]
   report      tell runs on one page:          esper report RUN... [--out FILE]
+              tell them in W&B:               esper report RUN... --wandb [--entity E] [--project P]
+  watch       watch a run in the terminal:    esper watch RUN [--once] [--serve HOST:PORT]
+              watch one elsewhere:            esper watch --connect HOST:PORT [--key FILE --server_key KEY]
+  bench       ask whether growth pays:        esper bench growth +experiment=NAME [--seeds N] [--arms ARM...]
   forge       compile for every run here:     esper forge [--listen HOST]
   kernels     list compiled kernels:          esper kernels [--watch] [--json]
   curate      look after the kernel store:    esper curate
@@ -57,10 +67,8 @@ def _dispatch(args: list[str]) -> int:
     if name in ("-h", "--help", "--version"):
         print(__version__ if name == "--version" else HELP.rstrip())
         return 0
-    if name in FORGE_COMMANDS:
-        from esper.forge import commands
-
-        return int(getattr(commands, name)(rest))
+    if name in MODULES:
+        return int(getattr(import_module(MODULES[name]), name)(rest))
     if name == "blueprints" and rest[:1] in (["submit"], ["ask"]):
         from esper.forge import blueprints as designs
 
@@ -84,7 +92,7 @@ def _dispatch(args: list[str]) -> int:
     if name == "report":
         return report(rest)
     if name not in TRAINER_COMMANDS:
-        known = [*TRAINER_COMMANDS, *FORGE_COMMANDS, "blueprints", "doctor", "recipe", "export", "report"]
+        known = [*TRAINER_COMMANDS, *MODULES, "blueprints", "doctor", "recipe", "export", "report"]
         raise ConfigError(unknown_key(name, name, known).replace("key", "command", 1))
     # Torch and Lightning take seconds to import, which the other commands need not pay.
     from esper.run import EsperCLI
@@ -127,8 +135,17 @@ def report(args: Sequence[str]) -> int:
     """Write one self-contained page about runs, and print its path."""
     parser = argparse.ArgumentParser(prog="esper report", description="Write one HTML page about a run, or several.")
     parser.add_argument("run", nargs="+", help="folder of a run")
-    parser.add_argument("--out", metavar="FILE", help="page to write; report.html in the first run's folder by default")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", metavar="FILE", help="page to write; report.html in the first run's folder by default")
+    where.add_argument("--wandb", action="store_true", help="build a W&B Report instead, and print its address")
+    parser.add_argument("--entity", help="with --wandb: user or team that the runs were sent to")
+    parser.add_argument("--project", help="with --wandb: project that the runs were sent to")
     given = parser.parse_args(args)
+    if given.wandb:
+        from esper.nissa.wandb.report import send_report
+
+        print(send_report(given.run, entity=given.entity, project=given.project))
+        return 0
     from esper.nissa.page.page import write_page
 
     print(write_page(given.run, given.out))

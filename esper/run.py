@@ -22,7 +22,6 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import WandbLogger
 
 # Importing these lets `--model TolariaModule` and `--data Digits` name them without their full path.
 import esper.data
@@ -37,6 +36,7 @@ from esper.nissa.folder import require_writable
 from esper.nissa.progress import GrowthProgress
 from esper.nissa.summary import RunResult, summarize
 from esper.nissa.terminal import present
+from esper.nissa.wandb.log import WandbEnd
 from esper.quiet import quiet
 from esper.tamiyo.callback import Tamiyo
 from esper.tolaria.checkpoint import require_readable
@@ -223,16 +223,22 @@ class EsperCLI(LightningCLI):
         first_rank = self.trainer.is_global_zero
         if first_rank:
             (Path(config["output_dir"]) / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False))
-        self.outcome = Outcome(self._train(model, given))
-        if config["compare"]:
-            again = {"resume": AUTO} if self.section.resume == AUTO else {}
-            twin = EsperCLI({"subcommand": "fit", "fit": twin_of(config) | again}, tell=False)
-            assert twin.outcome is not None
-            if first_rank:
-                self.growth.draw(twin.growth.chronicle)
-            self.outcome = Outcome(self.outcome.grown, twin.outcome.grown)
+        with WandbEnd(self.trainer.loggers, config["output_dir"]) as wandb:
+            self.outcome = Outcome(self._train(model, given))
+            if config["compare"]:
+                wandb.make_way()
+                self.outcome = self._compared(self.outcome.grown, config)
         if self.tell and first_rank:
             present(self.outcome.grown, self.outcome.twin)
+
+    def _compared(self, grown: RunResult, config: dict[str, Any]) -> Outcome:
+        """Train the twin."""
+        again = {"resume": AUTO} if self.section.resume == AUTO else {}
+        twin = EsperCLI({"subcommand": "fit", "fit": twin_of(config) | again}, tell=False)
+        assert twin.outcome is not None
+        if self.trainer.is_global_zero:
+            self.growth.draw(twin.growth.chronicle)
+        return Outcome(grown, twin.outcome.grown)
 
     def _plain(self) -> dict[str, Any]:
         """Return the configuration as plain data that the same command takes again."""
@@ -244,20 +250,17 @@ class EsperCLI(LightningCLI):
     def _train(self, model: LightningModule, given: dict[str, Any]) -> RunResult:
         started, report = perf_counter(), self._report
         tamiyo: Tamiyo = self.config_init[str(self.subcommand)].tamiyo
-        try:
-            with self.forge:
-                self._use_forge(tamiyo)
-                self.trainer.fit(model, **given)
-                missed = self.forge.unfinished()
-            if has_report_part(self.trainer, model):
-                with with_test_step(model):
-                    self.trainer.test(model, datamodule=given.get("datamodule"), verbose=False)
-            else:
-                report.samples += report_losses(self.trainer, model)
-            # Each rank has measured its share.
-            report.samples[:] = [loss for share in Ranks.of(self.trainer).gather(report.samples) for loss in share]
-        finally:
-            _close_loggers(self.trainer)
+        with self.forge:
+            self._use_forge(tamiyo)
+            self.trainer.fit(model, **given)
+            missed = self.forge.unfinished()
+        if has_report_part(self.trainer, model):
+            with with_test_step(model):
+                self.trainer.test(model, datamodule=given.get("datamodule"), verbose=False)
+        else:
+            report.samples += report_losses(self.trainer, model)
+        # Each rank has measured its share.
+        report.samples[:] = [loss for share in Ranks.of(self.trainer).gather(report.samples) for loss in share]
         result = summarize(
             self.growth.chronicle,
             title=self.growth.title,
@@ -314,10 +317,3 @@ def twin_of(config: dict[str, Any]) -> dict[str, Any]:
     folder = config["output_dir"]
     there: dict[str, Any] = moved(config, folder, f"{folder}/{TWIN}")
     return there | {"compare": False, "tamiyo": there["tamiyo"] | {"policy": "off"}}
-
-
-def _close_loggers(trainer: Trainer) -> None:
-    """End W&B runs: a second run in this process would otherwise be written into the first."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()

@@ -3,9 +3,10 @@
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from esper.leyline.base import Message
@@ -15,10 +16,14 @@ from esper.leyline.states import SeedState
 from esper.nissa.chronicle import ADDED_PARAMS, Chronicle
 from esper.nissa.folder import growth_summary, read_chronicle, require_writable, write_json
 from esper.nissa.picture import draw
+from esper.nissa.watch.live import Live, Pulse
 from esper.tamiyo.callback import Tamiyo
 from esper.tamiyo.controller import TamiyoController
 from esper.tolaria.evidence import Evidence
 from esper.tolaria.saved import lineage, save_model, whole_state
+
+_DETAIL = 200
+"""Most characters that are told of an error."""
 
 
 @final
@@ -26,6 +31,7 @@ class GrowthReport(Callback):
     """Watches the `Tamiyo` callback of the same trainer, logs growth, and writes what came of it.
 
     At the end of the fit the folder holds `growth.png`, `growth.json`, `lineage.json` and the grown model in `model/`.
+    During the fit `live.json` tells those who watch where it stands.
 
     Args:
         output_dir: folder of the artifacts; None takes Tamiyo's, then the trainer's log folder.
@@ -49,6 +55,7 @@ class GrowthReport(Callback):
         self._folder: Path | None = None
         self._trainer: Trainer | None = None
         self._controller: TamiyoController | None = None
+        self._pulse: Pulse | None = None
 
     @property
     def folder(self) -> Path:
@@ -78,6 +85,22 @@ class GrowthReport(Callback):
         self._release()
         self._trainer, self._controller = trainer, controller
         controller.listeners.append(self._hear)
+        if trainer.is_global_zero:
+            self._pulse = self._begun(trainer)
+
+    def _begun(self, trainer: Trainer) -> Pulse:
+        """Say in `live.json` that the run has begun."""
+        steps, chronicle = trainer.estimated_stepping_batches, self.chronicle
+        live = Live(
+            run_id=chronicle.run_id,
+            title=self.title,
+            policy=chronicle.policy,
+            host_params=chronicle.host_params,
+            total_steps=int(steps) if 0 < steps < math.inf else None,
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+        )
+        return Pulse(self.folder, live)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the alphas that the step begins with; they move at its end, before or after our own hook."""
@@ -85,6 +108,8 @@ class GrowthReport(Callback):
         # A child that failed is bypassed.
         alphas = {str(seed): graft.strength if graft.fault is None else 0.0 for seed, graft in children.items()}
         self.chronicle.ramps.note(trainer.global_step, alphas)
+        if self._pulse is not None:
+            self._pulse.beat(trainer.global_step, trainer.current_epoch, alphas, self.chronicle.curve)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -133,6 +158,7 @@ class GrowthReport(Callback):
         write_json(self.folder / "lineage.json", lineage(morphable))
         save_model(morphable, self.folder / "model", state=state)
         self.draw()
+        self._end("ended")
 
     def draw(self, twin: Chronicle | None = None) -> Path:
         """Draw `growth.png` again, e.g. with the decision loss of the same run without growth.
@@ -156,7 +182,15 @@ class GrowthReport(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop listening on an interrupted run too; the journal keeps what was heard."""
+        asked = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        words = "by request" if asked else f"{type(exception).__name__}: {exception}".partition("\n")[0]
+        self._end("stopped", words[:_DETAIL])
         self._release()
+
+    def _end(self, state: Literal["ended", "stopped"], detail: str = "") -> None:
+        pulse, self._pulse = self._pulse, None
+        if pulse is not None and self._trainer is not None:
+            pulse.end(state, self._trainer.global_step, self.chronicle.curve, detail)
 
     def _release(self) -> None:
         if self._controller is not None and self._hear in self._controller.listeners:

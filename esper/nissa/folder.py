@@ -2,11 +2,10 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_warn
 
 from esper.leyline.base import Message
 from esper.leyline.codec import REGISTRY, from_json
@@ -92,14 +91,33 @@ def read_chronicle(folder: str | Path, run_id: str | None = None, until: int | N
     """
     path = Path(folder)
     events = [m for m in _messages(path / "events.jsonl") if isinstance(m, RunEvent)]
+    reports = [m for m in _messages(path / "fieldreports.jsonl") if isinstance(m, FieldReport)]
+    chronicle = chronicle_of(events, reports, run_id, until)
+    try:
+        summary = json.loads((path / "growth.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return chronicle
+    add_summary(chronicle, summary, math.inf if until is None else until)
+    return chronicle
+
+
+def chronicle_of(
+    events: Sequence[RunEvent], reports: Sequence[FieldReport], run_id: str | None = None, until: int | None = None
+) -> Chronicle:
+    """Tell one run from the events and field reports of a folder.
+
+    Args:
+        events: of any runs, in order.
+        reports: the same.
+        run_id: the run; None takes that of the last event.
+        until: forget events after this step; None keeps all.
+    """
     chosen = run_id if run_id is not None else next((m.run_id for m in reversed(events)), "")
     chronicle = Chronicle(run_id=chosen)
     for event in events:
         if event.run_id == chosen and (until is None or event.step <= until):
             chronicle.hear(event)
-    reports = [m for m in _messages(path / "fieldreports.jsonl") if isinstance(m, FieldReport) and m.run_id == chosen]
-    _add_reports(chronicle, reports)
-    _add_summary(chronicle, path / "growth.json", math.inf if until is None else until)
+    _add_reports(chronicle, [report for report in reports if report.run_id == chosen])
     return chronicle
 
 
@@ -115,6 +133,9 @@ def _messages(file: Path) -> list[Message]:
         except ContractError:
             damaged += 1
     if damaged:
+        # Lightning takes seconds to import, which whoever only looks at a run need not pay.
+        from lightning.pytorch.utilities import rank_zero_warn
+
         rank_zero_warn(f"Esper: {damaged} lines of {file} cannot be read and are left out.")
     return found
 
@@ -129,12 +150,14 @@ def _add_reports(chronicle: Chronicle, reports: list[FieldReport]) -> None:
             chronicle.hear(report)
 
 
-def _add_summary(chronicle: Chronicle, file: Path, until: float) -> None:
-    """Take from `growth.json` what the events do not tell."""
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
+def add_summary(chronicle: Chronicle, summary: Any, until: float = math.inf) -> None:
+    """Take from `growth.json` what the events do not tell; that of another run, or of another format, is left alone.
+
+    Args:
+        chronicle: the run.
+        summary: content of the file.
+        until: forget what came after this step.
+    """
     if isinstance(summary, dict) and summary.get("format") == FORMAT and summary["run_id"] == chronicle.run_id:
         chronicle.policy, chronicle.host_params = summary["policy"], summary["params"]["before"]
         chronicle.price_per_kparam = summary["price_per_kparam"]

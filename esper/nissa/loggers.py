@@ -1,16 +1,14 @@
 """Loggers that need no service: CSV, TensorBoard, and Weights & Biases, offline unless asked otherwise."""
 
-import netrc
 import os
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from esper.leyline.errors import ConfigError
 from esper.nissa.folder import require_writable
+from esper.nissa.wandb.key import has_wandb_key
 
-_HOST = "https://api.wandb.ai"
+__all__ = ["csv_logger", "has_wandb_key", "tensorboard_logger", "wandb_logger"]
 
 
 def csv_logger(*, save_dir: str = "outputs") -> CSVLogger:
@@ -23,11 +21,16 @@ def tensorboard_logger(*, save_dir: str = "outputs") -> TensorBoardLogger:
     return TensorBoardLogger(save_dir, name="tensorboard")
 
 
-def wandb_logger(*, project: str = "esper", online: bool = False, save_dir: str = "outputs") -> WandbLogger:
+def wandb_logger(
+    *, project: str = "esper", group: str = "", online: bool = False, save_dir: str = "outputs"
+) -> WandbLogger:
     """Return a logger for Weights & Biases; offline runs can be sent later by `wandb sync`.
+
+    A run and its twin are open at the same time, so neither is the `wandb.run` of the process.
 
     Args:
         project: name of the project.
+        group: name of the run, and of the group that it shares with its twin; empty leaves both to W&B.
         online: whether to send while training; needs a key.
         save_dir: folder of the run's files.
 
@@ -45,23 +48,14 @@ def wandb_logger(*, project: str = "esper", online: bool = False, save_dir: str 
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     folder = require_writable(save_dir)
     try:
-        return WandbLogger(project=project, offline=not online, save_dir=folder, mode="online" if online else "offline")
+        return WandbLogger(
+            project=project,
+            offline=not online,
+            save_dir=folder,
+            mode="online" if online else "offline",
+            name=group or None,
+            group=group or None,
+            reinit="create_new",
+        )
     except ModuleNotFoundError as error:
         raise ConfigError("the W&B logger needs the package wandb: pip install wandb.") from error
-
-
-def has_wandb_key() -> bool:
-    """Return whether a key is at hand, in the environment or in a netrc file; the key itself is not looked at."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    named = os.environ.get("NETRC")
-    places = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or _HOST).netloc
-    return any(_knows(place, host) for place in places)
-
-
-def _knows(file: Path, host: str) -> bool:
-    try:
-        return netrc.netrc(file).hosts.get(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -1,10 +1,13 @@
 import json
+import math
 import re
+import time
 from importlib.resources import files
 from pathlib import Path
 
 import matplotlib
 import pytest
+import yaml
 from matplotlib import rcParams
 
 from esper.cli import main
@@ -12,9 +15,14 @@ from esper.leyline.errors import ConfigError, DataError, OutputError
 from esper.leyline.events import Candidate, DecisionMade, Fault, GraftFaulted, RollbackTrigger, RolledBack
 from esper.leyline.states import SeedState
 from esper.nissa.chronicle import Chronicle
+from esper.nissa.page.forge import forge_facts
 from esper.nissa.page.page import write_page
+from esper.nissa.summary import summarize, verdict
+from esper.nissa.watch.live import Live
 from tests.nissa.pages import Reader, contrast, run_folder, variables
 from tests.nissa.stories import TO_THE_GATE, boundary, life, story
+from tests.urza import samples
+from tests.urza.samples import compiled, opened, validated
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>$\\frac$"
 
@@ -188,6 +196,28 @@ def test_a_twin_stands_beside_its_run(tmp_path: Path) -> None:
     assert "is .250 against .500 without growth" in text
 
 
+def test_a_twin_on_the_same_samples_gives_a_verdict_with_its_interval(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", story(lives=2))
+    run_folder(folder / "twin", story(lives=0))
+    grown, without = [1.9, 1.8, 2.0, 1.9, 1.9], [2.0, 1.9, 2.1, 2.0, 2.0]
+    results = [
+        summarize(chronicle, title="", output_dir=str(place), report_loss=sum(losses) / 5, report_samples=tuple(losses))
+        for chronicle, place, losses in ((story(lives=2), folder, grown), (story(lives=0), folder / "twin", without))
+    ]
+    text = write_page([folder]).read_text()
+    said = verdict(*results)
+    assert "paired gain .100, 95 % interval .100 to .100" in said and f"<strong>{said}</strong>" in text
+    (folder / "twin" / "report.json").write_text('{"loss": 2.0, "samples": null}')
+    assert "a single number, without an interval" in write_page([folder]).read_text()
+    (folder / "twin" / "report.json").write_text('{"loss": ')
+    assert "No verdict: the report part was not measured in both runs." in write_page([folder]).read_text()
+
+
+def test_a_report_loss_that_is_no_number_is_kept_as_none(tmp_path: Path) -> None:
+    summarize(story(), title="", output_dir=str(tmp_path), report_loss=math.nan, report_samples=(1.0, math.nan))
+    assert json.loads((tmp_path / "report.json").read_text()) == {"loss": None, "samples": None}
+
+
 def test_a_damaged_log_has_no_report_loss(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", story())
     (folder / "csv").mkdir()
@@ -229,7 +259,63 @@ def test_kernels_show_tier_latency_and_the_prior_of_their_risk(tmp_path: Path) -
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     assert [row[2:4] for row in rows] == [["eager", ".250 (estimated)"], ["compiled", ".250 (measured)"]]
     assert [row[0] for row in rows] == list(ids.values()) and {row[4] for row in rows} == {"500"}
-    assert {row[5] for row in rows} == {"0.10"}
+    assert {row[5] for row in rows} == {"0.10"} and {row[6] for row in rows} == {"not recorded"}
+    assert "its folder names none that can be read here" in text
+    happened = text.partition("System events</h3>")[2].partition("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in happened.split("<tr>")[2:]]
+    assert rows == [["20", "compiled kernel taken", "blocks.1.ffn#0.0", ids["blocks.1.ffn#0.0"]]]
+
+
+def with_kernel(chronicle: Chronicle, kernel: str) -> Chronicle:
+    """Return the run with one kernel under all its children."""
+    for place, message in enumerate(chronicle.messages):
+        if hasattr(message, "kernel_artifact_id"):
+            chronicle.messages[place] = message.model_copy(update={"kernel_artifact_id": kernel})
+    return chronicle
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_what_the_forge_knows_is_told(tmp_path: Path, relative: bool) -> None:
+    forge = tmp_path / "forge"
+    with opened(forge) as urza:
+        validated(urza, "before")
+        began = time.time()
+        validated(urza, "taken")
+        urza.put(compiled("bad"))
+        urza.judge(samples.verdict("bad", passed=False), "SANITY_FAILED: <b>differs</b> from eager")
+        ended = time.time()
+        validated(urza, "after")
+    folder = run_folder(tmp_path / "outputs" / "run", with_kernel(story(lives=1), "taken"))
+    root = "forge" if relative else str(forge)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"forge": {"root": root}}))
+    (folder / "live.json").write_text(Live(run_id="r", state="ended", began=began, time=ended).model_dump_json())
+    text = write_page([folder]).read_text()
+    kernels = text.partition("Kernels</h3>")[2].partition("</table>")[0]
+    assert "<td>0.10 (confidence 0.90)</td>" in kernels
+    meanwhile = text.partition("The forge meanwhile</h3>")[2].partition("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in meanwhile.split("<tr>")[2:]]
+    assert [(row[1], row[2]) for row in rows] == [("validated", "BP-A · taken"), ("rejected", "BP-A · bad")]
+    assert rows[1][3] == "SANITY_FAILED: &lt;b&gt;differs&lt;/b&gt; from eager" and int(rows[0][0]) >= 0
+
+
+@pytest.mark.parametrize("config", ["", "[1", "forge: {}", "forge: {root: 5}", "forge: {root: nowhere}"])
+def test_a_forge_that_cannot_be_read_is_none(tmp_path: Path, config: str) -> None:
+    assert forge_facts(tmp_path) is None
+    (tmp_path / "config.yaml").write_text(config)
+    assert forge_facts(tmp_path) is None
+
+
+def test_a_run_that_does_not_tell_when_it_ran_has_no_events_of_the_forge(tmp_path: Path) -> None:
+    with opened(tmp_path / "forge") as urza:
+        validated(urza, "k")
+    (tmp_path / "config.yaml").write_text("forge: {root: forge}")
+    found = forge_facts(tmp_path)
+    assert found is not None and found.events is None and set(found.risks) == {"k"}
+    (tmp_path / "config.yaml").write_text("forge: {root: forge, enabled: false}")
+    assert forge_facts(tmp_path) is None, "the run had none"
+    (tmp_path / "config.yaml").write_text("forge: {root: forge}")
+    (tmp_path / "forge" / "store" / "records" / "cache.db").write_bytes(b"damaged")
+    assert forge_facts(tmp_path) is None
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from esper.nissa.page import account_charts, growth_charts, tables
 from esper.nissa.page.runs import Run, read_run, told_apart
 from esper.nissa.page.story import paragraph
 from esper.nissa.page.svg import Shown, Table
+from esper.nissa.summary import verdict
 
 
 class Chapter(NamedTuple):
@@ -36,6 +37,8 @@ class Chapter(NamedTuple):
     tree: list[tables.Branch]
     kernels: Table
     events: Table
+    forge: Table | None
+    verdict: str
 
 
 def write_page(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -102,5 +105,7 @@ def chapter(run: Run, key: str) -> Chapter:
         host_params=run.chronicle.host_params,
         tree=tables.tree(run),
         kernels=tables.kernels(run),
-        events=tables.system_events(run.chronicle),
+        events=tables.happened(run),
+        forge=tables.forge_events(run),
+        verdict=verdict(*run.results()) if run.twin is not None else "",
     )

@@ -8,10 +8,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esper.leyline.errors import ConfigError, DataError
+from esper.leyline.events import EpochEvent
 from esper.nissa.chronicle import Chronicle
 from esper.nissa.folder import read_chronicle
+from esper.nissa.page.forge import ForgeFacts, forge_facts
+from esper.nissa.summary import REPORT_FILE, RunResult, summarize
 
 EVENTS = "events.jsonl"
+
+
+class ReportLosses(NamedTuple):
+    """Loss on the report part.
+
+    Args:
+        loss: mean; None if it was not measured, or not recorded.
+        samples: that of each sample, in order; None where only the mean is known.
+    """
+
+    loss: float | None = None
+    samples: tuple[float, ...] | None = None
 
 
 class Run(NamedTuple):
@@ -23,8 +38,9 @@ class Run(NamedTuple):
         chronicle: what was heard.
         twin: the same run without growth; None if there was none.
         lineage: content of `lineage.json`; empty if the run has not ended.
-        report_loss: last loss on the report part that a CSV log holds; None if none does.
-        twin_report_loss: the same of the twin.
+        report: loss on the report part, and that of each sample.
+        twin_report: the same of the twin.
+        forge: what the run's forge knows; None if the run names none, or it cannot be read.
     """
 
     folder: Path
@@ -32,8 +48,36 @@ class Run(NamedTuple):
     chronicle: Chronicle
     twin: Chronicle | None = None
     lineage: dict[str, Any] = {}
-    report_loss: float | None = None
-    twin_report_loss: float | None = None
+    report: ReportLosses = ReportLosses()
+    twin_report: ReportLosses = ReportLosses()
+    forge: ForgeFacts | None = None
+
+    @property
+    def report_loss(self) -> float | None:
+        """Loss on the report part."""
+        return self.report.loss
+
+    @property
+    def twin_report_loss(self) -> float | None:
+        """The same of the twin."""
+        return self.twin_report.loss
+
+    def results(self) -> tuple[RunResult, RunResult | None]:
+        """Return the run and its twin as results, which can be compared."""
+        twin = None if self.twin is None else _result(self.twin, self.twin_report)
+        return _result(self.chronicle, self.report), twin
+
+
+def _result(chronicle: Chronicle, report: ReportLosses) -> RunResult:
+    macs = next((e.metrics["macs"] for e in reversed(chronicle.of(EpochEvent)) if "macs" in e.metrics), None)
+    return summarize(
+        chronicle,
+        title="",
+        output_dir="",
+        report_loss=report.loss,
+        report_samples=report.samples,
+        train_macs=None if macs is None else round(macs),
+    )
 
 
 def read_run(folder: str | Path) -> Run:
@@ -54,8 +98,9 @@ def read_run(folder: str | Path) -> Run:
         chronicle=chronicle,
         twin=without,
         lineage=_json(path / "lineage.json"),
-        report_loss=_report_loss(path),
-        twin_report_loss=_report_loss(twin) if without is not None else None,
+        report=_report(path),
+        twin_report=_report(twin) if without is not None else ReportLosses(),
+        forge=forge_facts(path),
     )
 
 
@@ -95,7 +140,16 @@ def _json(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _report_loss(folder: Path) -> float | None:
+def _report(folder: Path) -> ReportLosses:
+    """Return what the run kept of its report part, else the last report loss in its CSV logs."""
+    told = _json(folder / REPORT_FILE)
+    try:
+        return ReportLosses(float(told["loss"]), tuple(map(float, told["samples"])) if told["samples"] else None)
+    except (KeyError, TypeError, ValueError):
+        return ReportLosses(_logged_loss(folder))
+
+
+def _logged_loss(folder: Path) -> float | None:
     """Return the last report loss in the CSV logs of a run; the newest log that has one counts."""
     files = sorted((folder / "csv").rglob("metrics.csv"), key=lambda file: file.stat().st_mtime, reverse=True)
     return next((loss for file in files if (loss := _last(file, "report_loss")) is not None), None)

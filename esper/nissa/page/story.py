@@ -75,7 +75,7 @@ def _losses(run: Run) -> Iterator[str]:
         yield f"The loss on the decision part went from {number(losses[0][1])} to {number(losses[-1][1])}{against}."
     if run.report_loss is not None:
         twin = run.twin_report_loss
-        against = "" if twin is None else f" against {number(twin)} without growth: two numbers, without an interval"
+        against = "" if twin is None else f" against {number(twin)} without growth"
         yield f"The loss on the report part, which no decision reads, is {number(run.report_loss)}{against}."
 
 

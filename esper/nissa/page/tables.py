@@ -6,20 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from esper.blueprints import load_library
-from esper.leyline.events import (
-    Candidate,
-    DecisionMade,
-    EpochEvent,
-    GraftFaulted,
-    RolledBack,
-    RunEvent,
-    SeedTransitioned,
-)
-from esper.leyline.states import Reason, SeedCommand, SeedState
+from esper.leyline.events import Candidate, DecisionMade, EpochEvent, RunEvent, SeedTransitioned
+from esper.leyline.states import SeedCommand, SeedState
 from esper.nissa.chronicle import Chronicle, Life
+from esper.nissa.page.events import system_events, words
+from esper.nissa.page.forge import Risk
 from esper.nissa.page.runs import Run
 from esper.nissa.page.svg import Table
 from esper.nissa.summary import GraftLine, graft_lines, number
+
+MOST_FORGE_EVENTS = 60
+"""Most events of the forge that a page tells."""
 
 
 class Decision(NamedTuple):
@@ -84,8 +81,8 @@ def _moves(moves: Sequence[SeedTransitioned]) -> Iterator[str]:
     """Yield what each seed came to, all its stages in one line; that a place is free again is no news."""
     for seed in dict.fromkeys(move.seed_id for move in moves if move.command is not SeedCommand.RELEASE):
         path = [move for move in moves if move.seed_id == seed and move.command is not SeedCommand.RELEASE]
-        stages = " → ".join(_words(move.target) for move in path)
-        yield f"{path[0].blueprint_id} at {seed}: {stages} ({_words(path[0].reason)})"
+        stages = " → ".join(words(move.target) for move in path)
+        yield f"{path[0].blueprint_id} at {seed}: {stages} ({words(path[0].reason)})"
 
 
 def _weighed(decision: DecisionMade, told: Sequence[tuple[Life, GraftLine]]) -> Table | None:
@@ -151,13 +148,13 @@ def kernels(run: Run) -> Table:
     for life, kernel in zip(run.chronicle.lives(), ids, strict=True):
         if kernel:
             users[kernel].append(life)
-    rows = [_kernel(kernel, lives, risks) for kernel, lives in users.items()]
-    return Table(
-        ("kernel", "blueprint", "tier", "forward of 8 samples, ms", "parameters", "risk (prior)", "seeds"), rows
-    )
+    measured = run.forge.risks if run.forge is not None else {}
+    rows = [_kernel(kernel, lives, risks, measured.get(kernel)) for kernel, lives in users.items()]
+    risk = ("risk (prior)", "risk (measured)")
+    return Table(("kernel", "blueprint", "tier", "forward of 8 samples, ms", "parameters", *risk, "seeds"), rows)
 
 
-def _kernel(kernel: str, lives: Sequence[Life], risks: dict[str, float]) -> tuple[str, ...]:
+def _kernel(kernel: str, lives: Sequence[Life], risks: dict[str, float], measured: Risk | None) -> tuple[str, ...]:
     cost = next((life.report.cost for life in lives if life.report is not None), None)
     eager = "-eager-" in kernel
     latency = cost.latency_ms if cost is not None else None
@@ -169,6 +166,7 @@ def _kernel(kernel: str, lives: Sequence[Life], risks: dict[str, float]) -> tupl
         "unknown" if latency is None else f"{number(latency)} ({'estimated' if eager else 'measured'})",
         f"{cost.params:,}" if cost is not None else "unknown",
         "unknown" if risk is None else f"{risk:.2f}",
+        "not recorded" if measured is None else f"{measured.score:.2f} (confidence {measured.confidence:.2f})",
         ", ".join(life.seed_id for life in lives),
     )
 
@@ -224,29 +222,19 @@ def _facts(fossil: dict[str, Any]) -> Iterator[str]:
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
-_TROUBLE = {Reason.KERNEL_LOAD_FAILED, Reason.RUNTIME_ERROR, Reason.EMERGENCY, Reason.OVER_BUDGET}
+
+def happened(run: Run) -> Table:
+    """Return what went wrong in a run, what was done about it, and which compiled kernels it took."""
+    return Table(("step", "what", "where", "detail"), system_events(run.chronicle))
 
 
-def system_events(chronicle: Chronicle) -> Table:
-    """Return what went wrong and what was done about it: faults, rollbacks, kernels that failed to load."""
-    rows = [row for event in chronicle.of(RunEvent) if (row := _event(event)) is not None]
-    return Table(("step", "what", "where", "detail"), rows)
-
-
-def _event(event: RunEvent) -> tuple[str, ...] | None:
-    step = f"{event.step:,}"
-    if isinstance(event, GraftFaulted):
-        return step, f"child failed: {_words(event.fault)}", event.seed_id, event.detail
-    if isinstance(event, RolledBack):
-        back = f"went back to step {event.restored_step:,}: {_words(event.trigger)}"
-        return step, back, ", ".join(event.locked_seeds) or "the run", event.detail
-    if isinstance(event, SeedTransitioned) and event.reason in _TROUBLE:
-        return step, f"{_words(event.target)}: {_words(event.reason)}", event.seed_id, event.detail
-    return None
-
-
-def _words(name: str) -> str:
-    return str(name).lower().replace("_", " ")
+def forge_events(run: Run) -> Table | None:
+    """Return what the run's forge decided while it ran, whoever had asked; None where that is not recorded."""
+    if run.forge is None or run.forge.events is None:
+        return None
+    rows = run.forge.events[-MOST_FORGE_EVENTS:]
+    note = f"The last {len(rows)} of {len(run.forge.events):,}." if len(rows) < len(run.forge.events) else ""
+    return Table(("seconds after the start", "what", "kernel or blueprint", "detail"), rows, note)
 
 
 # --- several runs ---------------------------------------------------------------------------------------------------
