@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench soak clean
+.PHONY: help setup demo test check docs bench soak clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -12,6 +12,8 @@ STAMP := .venv/.ready
 VISION := .venv/vision/.ready
 # Linux only; the tests of the Triton kernels look for it there, and nothing else does.
 TRITON := .venv/triton/.ready
+# The tools of the documentation site; `make demo` does without them.
+SITE := .venv/site/.ready
 CORE := esper.blueprints esper.kasmina esper.leyline esper.tamiyo
 COVERAGE_FLOOR := 95
 # Compiling every file of torch and scipy takes minutes; Python compiles what is imported.
@@ -25,11 +27,12 @@ help:
 	@echo "make demo    train, distil and grow a small mixture of experts (about five minutes)"
 	@echo "make test    run every test"
 	@echo "make check   lint, formatting, types, import arrows"
+	@echo "make docs    the documentation site, in build/site"
 	@echo "make bench   speed of messages and seeds, against their budgets (about an hour)"
 	@echo "make soak    fuzzing, kills, faults, chaos, and what growth buys at equal compute (hours; the last part resumable)"
 	@echo "make clean   remove .venv, caches and build output; results in outputs/ stay"
 
-setup: $(STAMP) $(VISION) $(TRITON)
+setup: $(STAMP) $(VISION) $(TRITON) $(SITE)
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3."; exit 1; }
@@ -48,10 +51,14 @@ $(TRITON): tests/kasmina/triton.lock | $(STAMP)
 	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --upgrade --target .venv/triton -r tests/kasmina/triton.lock
 	@mkdir -p .venv/triton && touch $(TRITON)
 
+$(SITE): docs/site.lock | $(STAMP)
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --upgrade --target .venv/site -r docs/site.lock
+	@touch $(SITE)
+
 demo: $(STAMP)
 	$(BIN)/python train.py +experiment=moe_distill
 
-test: $(STAMP) $(VISION) $(TRITON)
+test: $(STAMP) $(VISION) $(TRITON) $(SITE)
 	$(BIN)/python -m pytest -q -n 2 --dist=worksteal --durations=25 $(CORE:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE_FLOOR)
 
 check: $(STAMP)
@@ -59,6 +66,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(STAMP) $(SITE)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=.venv/site $(BIN)/python -m mkdocs build --strict
+	@echo "build/site/index.html; to search in it: $(BIN)/python -m http.server -d build/site"
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/leyline.py
