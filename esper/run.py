@@ -9,6 +9,7 @@ tamiyo, nissa, forge, trainer                    arguments of esper.Tamiyo, Grow
 ```
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from esper.forge.client import Forge
 from esper.leyline.errors import EsperError
 from esper.nissa.callback import GrowthReport
 from esper.nissa.folder import require_writable
+from esper.nissa.page.page import write_page
 from esper.nissa.progress import GrowthProgress
 from esper.nissa.summary import RunResult, summarize
 from esper.nissa.terminal import present
@@ -50,6 +52,8 @@ CONFIG_FILE = "config.yaml"
 
 TWIN = "twin"
 """Folder of the twin, inside the run's."""
+
+_log = logging.getLogger(__name__)
 
 _ONCE = ("config", "ckpt_path", "weights_only", "resume")
 """What one start of a run was told, and a repetition of it is not."""
@@ -229,7 +233,7 @@ class EsperCLI(LightningCLI):
                 wandb.make_way()
                 self.outcome = self._compared(self.outcome.grown, config)
         if self.tell and first_rank:
-            present(self.outcome.grown, self.outcome.twin)
+            present(self.outcome.grown, self.outcome.twin, page=_page(config["output_dir"]))
 
     def _compared(self, grown: RunResult, config: dict[str, Any]) -> Outcome:
         """Train the twin."""
@@ -310,6 +314,15 @@ class ReportPart(Callback):
         """Note the mean that was logged."""
         found = (float(value) for name, value in trainer.callback_metrics.items() if "loss" in name)
         self._logged = next(found, None)
+
+
+def _page(folder: str) -> Path | None:
+    """Write the page about a run; one in which nothing was decided, under the policy `off`, has none."""
+    try:
+        return write_page([folder])
+    except EsperError as error:
+        _log.debug("there is no page: %s", error)
+        return None
 
 
 def twin_of(config: dict[str, Any]) -> dict[str, Any]:

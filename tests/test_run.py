@@ -63,6 +63,7 @@ def test_run_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for place in (folder, folder / "twin"):
         left = {file.name for file in place.iterdir()}
         assert {"config.yaml", "events.jsonl", "growth.png", "growth.json", "lineage.json", "model", "csv"} <= left
+    assert (folder / "report.html").is_file() and "report.html" in "".join(printed.split())
     assert not (folder / "twin" / "twin").exists()
 
 

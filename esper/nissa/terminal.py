@@ -1,5 +1,7 @@
 """The growth table that ends a run in the terminal."""
 
+from pathlib import Path
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -12,13 +14,16 @@ __all__ = ["present", "verdict"]
 _STYLES = {"FOSSILIZED": "green", "CULLED": "yellow", "CANCELLED": "dim", "ROLLED_BACK": "red"}
 
 
-def present(grown: RunResult, twin: RunResult | None = None, console: Console | None = None) -> None:
+def present(
+    grown: RunResult, twin: RunResult | None = None, console: Console | None = None, page: Path | None = None
+) -> None:
     """Print every adaptation, the comparison with the twin, and the verdict.
 
     Args:
         grown: the run with growth.
         twin: the same run without growth; None if there was none.
         console: where to print; None takes standard output.
+        page: the page about the run; None if there is none.
     """
     out = console if console is not None else Console()
     if grown.grafts:
@@ -32,6 +37,8 @@ def present(grown: RunResult, twin: RunResult | None = None, console: Console | 
     out.print(Text(verdict(grown, twin), style="bold"))
     if grown.output_dir:
         out.print(Text(f"Picture, lineage and grown model: {grown.output_dir}"))
+    if page is not None:
+        out.print(Text(f"All of it on one page: {page}"))
 
 
 def missed(kernels: int) -> str:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -59,6 +60,13 @@ def test_what_the_search_took_is_told(grown: RunResult) -> None:
 def test_kernels_that_were_not_ready_are_told_with_what_to_do(grown: RunResult) -> None:
     assert "not ready in time: 13. " in printed(replace(grown, missed_kernels=13), width=200)
     assert "Compiled kernels" not in printed(grown)
+
+
+def test_the_page_is_named(grown: RunResult) -> None:
+    out = Console(file=StringIO(), width=120)
+    present(grown, None, out, Path("runs/demo/report.html"))
+    assert isinstance(out.file, StringIO)
+    assert out.file.getvalue().rstrip().endswith("All of it on one page: runs/demo/report.html")
 
 
 def test_a_graft_that_was_never_measured(grown: RunResult) -> None:
