@@ -27,8 +27,9 @@ USUAL_BATCH: Final = 8
 
 _TRIED_BATCHES: Final = (1, 2, 3, 5, 7, 8, 64, 1000, 65536)
 
-_STRIDES_OF_A_VIEW: Final = "in _compute_stride"
-"""Where torch asks whether a size is one only to skip its stride; the strides of the general case hold for one too."""
+_HARMLESS: Final = ("in _compute_stride", "in meta_copy_")
+"""Where torch asks whether a size is one only to skip its stride, or to see whether what is written to overlaps itself;
+what it finds in the general case holds for one too."""
 
 
 class Traced(NamedTuple):
@@ -106,7 +107,7 @@ def check_any_batch(mode: FakeTensorMode) -> None:
     """
     assert mode.shape_env is not None
     for guard in mode.shape_env.guards:
-        if _STRIDES_OF_A_VIEW in str(guard.sloc):
+        if any(place in str(guard.sloc) for place in _HARMLESS):
             continue
         for batch in _TRIED_BATCHES:
             if not bool(guard.expr.subs(dict.fromkeys(guard.expr.free_symbols, batch))):
@@ -168,10 +169,16 @@ def _cut(joint: GraphModule, inputs: Sequence[Tensor]) -> tuple[GraphModule, Gra
 
 def _is_cheap(node: Node) -> bool:
     """Tell whether a value is made from inputs of the forward by views and arithmetic of sizes alone."""
-    if node.op == "placeholder":
+    if node.op == "placeholder" or _is_batch(node):
         return True
     tensor = isinstance(node.meta.get("val"), Tensor)
     return (not tensor or getattr(node.target, "is_view", False)) and all(map(_is_cheap, node.all_input_nodes))
+
+
+def _is_batch(node: Node) -> bool:
+    """Tell whether a node reads the size of the batch, which every tensor has, and the gradient too."""
+    value = node.meta.get("val")
+    return node.target is torch.ops.aten.sym_size.int and isinstance(value, torch.SymInt) and value.node.expr.is_Symbol
 
 
 def _make_again(node: Node, place: Node, graph: Graph) -> None:
@@ -187,9 +194,9 @@ def _copied(node: Node, graph: Graph) -> Node:
     inputs = {other.name: other for other in graph.find_nodes(op="placeholder")}
     if node.op == "placeholder":
         return inputs[node.name] if node.name in inputs else _added(node, graph)
-    if node.target is not torch.ops.aten.sym_size.int:
+    if not _is_batch(node):
         return graph.node_copy(node, lambda source: _copied(source, graph))
-    # The gradient's batch is that of every tensor, and the gradient is there anyway.
+    # The gradient is there anyway.
     gradient = next(other for name, other in inputs.items() if name.startswith("tangents"))
     size = graph.call_function(torch.ops.aten.sym_size.int, (gradient, 0))
     size.meta = dict(node.meta)

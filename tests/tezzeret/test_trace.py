@@ -40,6 +40,8 @@ def gradients(traced: Traced, inputs: list[Tensor], gradient: Tensor) -> tuple[T
 
 def compare(one: KernelSpec) -> None:
     traced = trace(one)
+    taken = traced.backward.graph.find_nodes(op="placeholder")
+    assert all(isinstance(node.meta["val"], Tensor) for node in taken), "a compiled function takes tensors only"
     for batch in BATCHES:
         child, x = grown(one, batch), features(one, batch).requires_grad_()
         assert traced.parameters == tuple(name for name, _ in child.named_parameters())
