@@ -181,7 +181,7 @@ SPIRALS = Task(
     menu=("BP-MLP-GELU", "BP-NORM-RMS", "BP-PROJ-IA3", "BP-PROJ-LORA", "BP-WIDEN"),
     proxy=49,
     schedules=FIXED,
-    ranked=("BP-WIDEN",),
+    ranked=("BP-WIDEN", "BP-PROJ-LORA"),
     dominant=("widen",),
 )
 

@@ -55,7 +55,7 @@ class Tamiyo(Callback):
     validation batches decide and odd ones report.
 
     Args:
-        policy: `off`, `random`, `schedule` or `heuristic`.
+        policy: `off`, `random`, `schedule`, `heuristic` or `gradmax`.
         targets: where seeds sit: module types, globs over module paths, or a predicate.
         store: where kernels come from; None builds them on a background thread.
         bus: called with every event, on rank 0.
