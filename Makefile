@@ -88,6 +88,7 @@ soak: $(STAMP)
 	$(BIN)/python benchmarks/kills.py --kills 50 --steps 90 --write benchmarks/results/kills.md
 	$(BIN)/python benchmarks/faults.py --write benchmarks/results/faults.md
 	$(BIN)/python benchmarks/chaos.py --rounds 50 --write benchmarks/results/chaos.md
+	$(BIN)/python benchmarks/kernels.py --write benchmarks/results/kernels_all.md all
 	$(BIN)/python benchmarks/growth.py --write benchmarks/results/growth.md
 	$(BIN)/python benchmarks/windows.py
 

@@ -229,7 +229,8 @@ def main() -> None:
                 console.print(loads_table(loads(forge, urza, good)))
     if given.write:
         where = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}"
-        head = f"# What a compiled kernel costs\n\nCommand: `python benchmarks/kernels.py`. {where}, two cores.\n"
+        asked = " ".join(["python benchmarks/kernels.py", f"--dtype {given.dtype}", *given.names])
+        head = f"# What a compiled kernel costs\n\nCommand: `{asked}`. {where}, two cores.\n"
         text = (__doc__ or "").partition("\n\n")[2]
         given.write.write_text(f"{head}\n{text}\n{console.export_text()}", encoding="utf-8")
 
