@@ -220,8 +220,8 @@ multiply-accumulate for each parameter of its budget and place, and where it fin
 seeds 100 and 101, by the mean loss on the decision part: V1 NEXT .110, SQUEEZE-EXCITE .127, DILATED .151; V2 DILATED
 .326 and WIDEN-CONV .326, which is a tie. Kinds well behind on seed 100 were not tried on 101; DEPTHWISE and INVERTED
 were not tried. That BP-WIDEN and BP-PROJ-LORA are the best kinds on A comes from seeds 100 to 104 likewise, one
-scheduled child each: WIDEN .136, PROJ-LORA .144, MLP-GELU .177, NORM-RMS .184, PROJ-IA3 .185; on C from the project's first
-measurements.
+scheduled child each: WIDEN .136, PROJ-LORA .144, MLP-GELU .177, NORM-RMS .184, PROJ-IA3 .185; on C from the project's
+first measurements.
 {levels}"""
 
 LEVELS = """
