@@ -258,8 +258,7 @@ class Kernels:
     ) -> CompiledKernelArtifact:
         check_step(kernel.status, status)
         change.note(role, "status", kernel.id, before=kernel.status, after=status, detail=detail)
-        # A reason is that of the last status: what was wrong once is in the ledger.
-        if detail or self._core.records.text(f"reason/{kernel.id}"):
+        if detail:
             self._core.records.set_text(f"reason/{kernel.id}", detail)
         kernel = kernel.model_copy(update={**update, "status": status})
         self._table.set(kernel.id, kernel)

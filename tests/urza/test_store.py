@@ -115,10 +115,6 @@ def test_a_rejection_has_a_reason_and_is_not_offered(urza: Urza) -> None:
     assert urza.reason("k1") == "wrong gradient of w1"
     assert urza.find(KernelQuery()).matching_kernels == ()
     assert urza.blueprint(blueprint().id).status is S.REJECTED
-    urza.set_kernel("k1", S.COMPILING)
-    urza.put(compiled())
-    urza.judge(verdict(report_timestamp=2.0))
-    assert urza.reason("k1") == "", "what was wrong once is no reason for what it is now"
 
 
 def test_a_kernel_that_faulted_is_withdrawn(urza: Urza) -> None:
