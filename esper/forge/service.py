@@ -3,8 +3,8 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self, final
 
@@ -34,6 +34,21 @@ _LONGEST_SOCKET = 90
 _log = logging.getLogger(__name__)
 
 
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables that the workers inherit, and leave the process as it was."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 @final
 class Workshop:
     """Everything that a forge runs; `step` does one round, `close` ends it all.
@@ -60,10 +75,10 @@ class Workshop:
     ) -> None:
         """Start broker, store and pools."""
         places.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.environ.setdefault(SHELF, str(places.shelf))
-        os.environ[KEYS] = str(places.keys)
         self.places, self._stack = places, ExitStack()
         try:
+            shelf = os.environ.get(SHELF, str(places.shelf))
+            self._stack.enter_context(_environment({SHELF: shelf, KEYS: str(places.keys)}))
             self.broker = self._stack.enter_context(Broker(places.bus, self._address()))
             self.bus = self._stack.enter_context(ZmqBus(self.broker.address, sender="forge"))
             self.urza = self._stack.enter_context(Urza(places.store, KeyRing(places.keys), on_alert=self._alert))
