@@ -80,7 +80,8 @@ class TamiyoConfig(Settings):
             None does not wait for a plateau.
         standout: smallest gain of a trial's winner, as a fraction of the decision loss, for the rest of the budget to
             follow its kind.
-        below_standout: what happens when no kind stands out: `nothing`, or `widen` (spread BP-WIDEN).
+        below_standout: what happens when no kind stands out: `nothing`, or `widen`: if the menu has BP-WIDEN, new units
+            are spread over the blocks (on tokens gated ones, BP-WIDEN-SWIGLU) and judged at the end of the run.
         min_effect: smallest lower bound of a kept graft's gain, in the unit of the loss.
         price_per_kparam: gain that every thousand added parameters must pay for, in the unit of the loss.
         price_per_mmac: the same for every million multiply-accumulates per sample.

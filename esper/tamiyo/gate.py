@@ -10,7 +10,7 @@ from esper.leyline.ids import SeedId
 from esper.leyline.reports import Counterfactual
 from esper.leyline.states import IN_PROGRESS, Reason, SeedCommand, SeedState
 from esper.tamiyo.config import RollbackConfig, TamiyoConfig
-from esper.tamiyo.contracts import Decision, Observation, SeedStatus
+from esper.tamiyo.contracts import SPREAD, Decision, Observation, SeedStatus
 from esper.tamiyo.price import UNITS, price, size
 
 _S, _C = SeedState, SeedCommand
@@ -44,13 +44,18 @@ def advance(observation: Observation, config: TamiyoConfig) -> Decision:
 def _step(seed: SeedStatus, final: bool) -> tuple[SeedCommand, Reason] | None:
     if seed.fault and seed.state in IN_PROGRESS:
         return _out(seed), Reason.RUNTIME_ERROR
-    if seed.ready and seed.state in _NEXT:
+    if seed.ready and seed.state in _NEXT and (final or not _waits(seed)):
         verb, reason = _NEXT[seed.state]
         fixed = seed.state is _S.LOADING and not seed.trainable
         return (_C.GRAFT if fixed else verb), reason
     if final and seed.state in _BEFORE_EVALUATION:
         return _out(seed), Reason.RUN_ENDED
     return None
+
+
+def _waits(seed: SeedStatus) -> bool:
+    """Return whether a child is judged at the end of the run: what width buys shows in no trial's few steps."""
+    return seed.state is _S.STABILIZATION and seed.group.startswith(SPREAD)
 
 
 def _out(seed: SeedStatus) -> SeedCommand:

@@ -6,7 +6,9 @@ from typing import Any
 from esper.kasmina.bank import SeedBank
 from esper.kasmina.writer import Moment
 from esper.leyline.events import EpochEvent
+from esper.leyline.ids import SeedId
 from esper.leyline.states import IN_PROGRESS
+from esper.tamiyo.contracts import SPREAD
 from esper.tamiyo.work import WorkTally
 
 
@@ -50,7 +52,8 @@ class Tally:
         """
         train_loss, added = self.train_loss, float(bank.added_parameters())
         macs = {seed: bank.records[seed].macs for seed in bank.grafted()}
-        on_trial = sum(n for seed, n in macs.items() if bank.state(seed) in IN_PROGRESS)
+        # What is spread is an investment that is judged late, not a search.
+        on_trial = sum(n for seed, n in macs.items() if bank.state(seed) in IN_PROGRESS and not _spread(bank, seed))
         self.work.close(evidence=samples, living=sum(macs.values()), on_trial=on_trial)
         entry = {
             "step": float(moment.step),
@@ -87,6 +90,10 @@ class Tally:
         self.history[:] = [dict(entry) for entry in state["history"]]
         self.sum, self.count, self._last_step = state["loss"]
         self.work.load_state_dict(state.get("work", {}))
+
+
+def _spread(bank: SeedBank, seed: SeedId) -> bool:
+    return bank.records[seed].group.startswith(SPREAD)
 
 
 def _finite(value: float | None) -> float | None:

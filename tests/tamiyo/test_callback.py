@@ -1,6 +1,7 @@
 """The two-line adoption: an unmodified LightningModule grows, checkpoints and resumes."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import esper
 from esper.leyline.errors import ConfigError, DataError, OutputError
+from esper.leyline.states import SeedState
 from tests.helpers import QUICK, Plain, digits, grow, planting, states, trainer
 
 pytestmark = [
@@ -64,6 +66,19 @@ def test_the_host_walks_the_same_way_as_without_growth_until_the_first_graft(tmp
     trainer(tmp_path / "off", esper.Tamiyo("off", targets=["net.*"])).fit(plain, datamodule=digits())
     assert grown.train_losses[:50] == plain.train_losses[:50]
     assert grown.train_losses[60:] != plain.train_losses[60:]
+
+
+def test_what_is_spread_stays_to_be_judged_at_the_end_and_is_no_search(tmp_path: Path) -> None:
+    settings = {"budget": 3000, "proxy": 200, "start": 20, "overhead": 5.0, "standout": 1e6, "price_per_kparam": 0.0}
+    callback = esper.Tamiyo("heuristic", kasmina=QUICK, settings=settings, targets=["net.*"])
+    trainer(tmp_path, callback).fit(Plain(), datamodule=digits())
+    spread = [r for r in callback.controller.reports if r.group.startswith("spread-")]
+    assert len(spread) > 1 and all(r.blueprint_id == "BP-WIDEN" and r.counterfactual is not None for r in spread)
+    ends = {r.stage_steps[SeedState.GRAFTING] + r.stage_steps[SeedState.STABILIZATION] for r in spread}
+    spans = list(pairwise(callback.history[:-1]))
+    standing = [(before, after) for before, after in spans if after["step"] > callback.history[-1]["step"] - max(ends)]
+    assert len(ends) == 1 and len(standing) > 2, "they stood longer than a proxy's stage, to the end"
+    assert all(before["search_macs"] == after["search_macs"] for before, after in standing)
 
 
 def frozen(*names: str) -> Plain:

@@ -42,7 +42,7 @@ STATUSES = st.builds(
     state=st.sampled_from(SeedState),
     ready=st.booleans(),
     blueprint=st.just("BP-MLP-GELU"),
-    group=st.sampled_from(["", "trial-0"]),
+    group=st.sampled_from(["", "trial-0", "spread-0.1"]),
     params=st.integers(1, 10_000),
     trainable=st.booleans(),
     fault=st.sampled_from(["", "it raised"]),
@@ -107,6 +107,14 @@ def test_a_trial_waits_for_its_last_member() -> None:
         seed(1, SeedState.STABILIZATION, group="trial-0", ready=False),
     )
     assert to_judge(observed(*members)) == []
+
+
+def test_what_is_spread_is_judged_at_the_end_of_the_run() -> None:
+    spread = seed(0, SeedState.STABILIZATION, group="spread-0.1")
+    assert verbs(observed(spread)) == {}
+    assert verbs(observed(spread, final=True)) == {"a#0.0": (SeedCommand.EVALUATE, Reason.STAGE_COMPLETE)}
+    broken = seed(0, SeedState.STABILIZATION, group="spread-0.1", fault="it raised")
+    assert verbs(observed(broken)) == {"a#0.0": (SeedCommand.EVALUATE, Reason.RUNTIME_ERROR)}
 
 
 def test_without_evidence_nothing_is_judged() -> None:

@@ -96,7 +96,7 @@ def test_a_winner_that_stands_out_gets_the_rest_of_the_budget() -> None:
 def test_below_the_threshold_widening_is_spread_or_nothing_is_added() -> None:
     won = report("BP-MLP-GELU", "trial-0", kept=True, lower=0.001)
     spread = policy("heuristic").propose(observed(500, reports=(won,)))  # type: ignore[attr-defined]
-    assert [c.blueprint_id for c in spread.commands] == ["BP-WIDEN"]
+    assert [c.blueprint_id for c in spread.commands] == ["BP-WIDEN-SWIGLU"]
     nothing = policy("heuristic", below_standout="nothing").propose(observed(500, reports=(won,)))  # type: ignore[attr-defined]
     assert nothing.commands == ()
 

@@ -10,13 +10,13 @@ from esper.leyline.ids import SeedId
 from esper.leyline.reports import FieldReport
 from esper.leyline.states import SeedState
 from esper.tamiyo.config import TamiyoConfig
-from esper.tamiyo.contracts import Decision, Observation, SeedStatus
+from esper.tamiyo.contracts import SPREAD, Decision, Observation, SeedStatus
 from esper.tamiyo.menu import Menu, Offer, germinate
 from esper.tamiyo.policies.base import Policy, due, remaining
-from esper.tamiyo.policies.priors import WIDENED, widening
+from esper.tamiyo.policies.priors import WIDENED, spreading, widening
 from esper.tamiyo.policies.proxies import Proxies
 
-_TRIAL, _INVEST, _SPREAD = "trial", "invest", "spread"
+_TRIAL, _INVEST = "trial", "invest"
 
 
 @final
@@ -27,8 +27,9 @@ class Heuristic(Policy):
        block that it widens), all grafted together and judged by leave-one-out (`gate`). Kinds that earlier runs found
        wanting, and those that the run cannot afford to try, are left out (`Proxies`).
     2. If the winner's gain stands out, an equal part of the budget goes to one more child of its kind at its site.
-    3. If nothing stands out: widening spread over the blocks, or nothing, as the config says; and no further trial,
-       because what was not worth its price at this size of the model will not be at a larger one.
+    3. If nothing stands out: widening spread over the blocks and judged at the end of the run, or nothing, as the
+       config says; and no further trial, because what was not worth its price at this size of the model will not be
+       at a larger one.
     """
 
     def __init__(self, config: TamiyoConfig, menu: Menu) -> None:
@@ -66,14 +67,14 @@ class Heuristic(Policy):
 
     def _followed(self, observation: Observation, trial: str) -> bool:
         groups = {s.group for s in observation.seeds} | {r.group for r in observation.reports}
-        return any(group.startswith((_after(trial, _INVEST), _after(trial, _SPREAD))) for group in groups)
+        return any(group.startswith((_after(trial, _INVEST), _after(trial, SPREAD))) for group in groups)
 
     def _follow(self, observation: Observation, trial: str) -> Decision:
         winner = self._winner(observation, trial)
         if winner is not None:
             return self._invest(observation, winner, _after(trial, _INVEST))
         if self.config.below_standout == "widen":
-            return self._spread(observation, _after(trial, _SPREAD))
+            return self._spread(observation, _after(trial, SPREAD))
         return Decision()
 
     def _winner(self, observation: Observation, trial: str) -> FieldReport | None:
@@ -106,13 +107,13 @@ class Heuristic(Policy):
         kinds = {s.shape.kind for s in observation.sites if widening(s.shape)}
         first = next((kind for kind in WIDENED if kind in kinds), "")
         sites = [s for s in observation.sites if s.shape.kind == first and widening(s.shape)]
-        name = widening(sites[0].shape) if sites else ""
-        if name not in self.menu.names(observation.sites):
+        if not sites or widening(sites[0].shape) not in self.menu.names(observation.sites):
             return Decision()
+        name = spreading(sites[0].shape)
         room = remaining(observation, self.config).share(len(sites))
         offers = [o for s in sites if (o := self.menu.offer(s, name, room)) is not None]
         commands = tuple(germinate(o, seed=self.config.seed, group=f"{group}.{n}") for n, o in enumerate(offers))
-        why = f"no kind stood out: {name} spread over {len(offers)} blocks" if offers else ""
+        why = f"no kind stood out: {name} spread over {len(offers)} blocks, judged at the end" if offers else ""
         return Decision(commands, why)
 
     def foresee(self, observation: Observation) -> list[Offer]:

@@ -30,6 +30,19 @@ def widening(shape: SiteShape) -> str:
     return "BP-WIDEN" if shape.kind in ("mlp", "linear") else ""
 
 
+def spreading(shape: SiteShape) -> str:
+    """Return what is spread over the blocks where no kind stood out: on tokens, widening with gated units.
+
+    At equal size and compute they gain more than plain ones (`benchmarks/results/growth.md`, task C).
+
+    Example:
+        >>> spreading(SiteShape("btd", 8, 8, 16, "mlp")), spreading(SiteShape("bd", 8, 8, 1, "linear"))
+        ('BP-WIDEN-SWIGLU', 'BP-WIDEN')
+    """
+    name = widening(shape)
+    return "BP-WIDEN-SWIGLU" if name == "BP-WIDEN" and shape.layout == "btd" else name
+
+
 def place(sites: tuple[Site, ...], blueprint: str = "", experience: Experience | None = None) -> Site | None:
     """Return the site to try a blueprint at: the earliest of the best family; widening goes to what it widens first.
 
