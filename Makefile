@@ -90,6 +90,7 @@ soak: $(STAMP)
 	$(BIN)/python benchmarks/chaos.py --rounds 50 --write benchmarks/results/chaos.md
 	$(BIN)/python benchmarks/kernels.py --write benchmarks/results/kernels_all.md all
 	$(BIN)/python benchmarks/growth.py --write benchmarks/results/growth.md
+	$(BIN)/python benchmarks/sequence.py --write benchmarks/results/sequence.md
 	$(BIN)/python benchmarks/windows.py
 
 clean:
