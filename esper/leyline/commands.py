@@ -1,12 +1,16 @@
 """Commands that Tamiyo gives to Kasmina, and the signal it gives to Tolaria."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from esper.leyline.base import Message
 from esper.leyline.ids import new_id
 from esper.leyline.states import Reason, SeedCommand
+
+SPREAD: Final = "spread"
+"""Begins the name of a group that is one decision: its children stay to the end of the run, and are then judged
+together, by what becomes of the loss without all of them."""
 
 
 class KasminaControlCommand(Message):

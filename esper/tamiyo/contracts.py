@@ -1,6 +1,6 @@
 """What a policy sees and what it says. Pure data; no model, no trainer."""
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from esper.blueprints import SiteShape
 from esper.leyline.commands import KasminaControlCommand
@@ -12,9 +12,6 @@ from esper.tamiyo.experience import Experience
 from esper.tamiyo.work import Work
 
 _NONE = Experience()
-
-SPREAD: Final = "spread"
-"""Begins the names of groups whose children are judged at the end of the run, not after the stage of a proxy."""
 
 
 class SeedStatus(NamedTuple):

@@ -4,13 +4,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from esper.leyline.commands import KasminaControlCommand
+from esper.leyline.commands import SPREAD, KasminaControlCommand
 from esper.leyline.events import Candidate
 from esper.leyline.ids import SeedId
 from esper.leyline.reports import Counterfactual
 from esper.leyline.states import IN_PROGRESS, Reason, SeedCommand, SeedState
 from esper.tamiyo.config import RollbackConfig, TamiyoConfig
-from esper.tamiyo.contracts import SPREAD, Decision, Observation, SeedStatus
+from esper.tamiyo.contracts import Decision, Observation, SeedStatus
 from esper.tamiyo.price import UNITS, price, size
 
 _S, _C = SeedState, SeedCommand
@@ -98,14 +98,16 @@ _BEFORE_EVALUATION = IN_PROGRESS - {_S.EVALUATING, _S.FINE_TUNING}
 
 
 def judge(observation: Observation, config: TamiyoConfig) -> Decision:
-    """Judge every seed whose evidence is in; a trial keeps one winner at most."""
+    """Judge every seed whose evidence is in; a trial keeps one winner at most, what was spread stays or goes as one."""
     evidence = observation.packet.evidence
     due = [seed for seed in to_judge(observation) if seed.seed_id in evidence]
     groups: dict[str, list[SeedStatus]] = defaultdict(list)
     for seed in due:
-        groups[seed.group if seed.state is _S.EVALUATING else ""].append(seed)
+        groups[seed.group if seed.state is _S.EVALUATING or seed.group.startswith(SPREAD) else ""].append(seed)
     decisions = [_judge_alone(s, evidence[s.seed_id], config) for s in groups.pop("", [])]
-    decisions += [_judge_trial(name, members, evidence, config) for name, members in groups.items()]
+    for name, members in groups.items():
+        judged = _judge_spread if name.startswith(SPREAD) else _judge_trial
+        decisions.append(judged(name, members, evidence, config))
     return merge(decisions)
 
 
@@ -145,6 +147,24 @@ def _judge_trial(
     listed = ", ".join(f"{c.blueprint_id} {c.score:.4f}" for c in ranking)
     why = f"trial {group}: {named}; gain per {UNITS[config.rank_by]}: {listed}"
     return Decision(tuple(commands), why, tuple(candidates))
+
+
+def _judge_spread(
+    group: str, members: list[SeedStatus], evidence: Mapping[str, Counterfactual], config: TamiyoConfig
+) -> Decision:
+    """Keep all or none; the evidence of each is that of all of them."""
+    found, needed = evidence[members[0].seed_id], sum(price(s, config) for s in members)
+    passed = found.lower > needed
+    verdict = "kept" if passed else "removed"
+    why = (
+        f"{group}, {members[0].blueprint} over {len(members)} blocks, {verdict}: without all of it the decision loss "
+        f"rises by {found.mean:.4f} (at least {found.lower:.4f}, n={found.n}); {needed:.4f} was needed"
+    )
+    candidates = tuple(
+        Candidate(seed_id=s.seed_id, blueprint_id=s.blueprint, score=found.lower, chosen=passed, why=verdict)
+        for s in members
+    )
+    return Decision(tuple(_verdict(s, passed, Reason.GATE_FAILED) for s in members), why, candidates)
 
 
 def _verdict(seed: SeedStatus, passed: bool, lost: Reason) -> KasminaControlCommand:

@@ -5,10 +5,10 @@ from typing import Any
 
 from esper.kasmina.bank import SeedBank
 from esper.kasmina.writer import Moment
+from esper.leyline.commands import SPREAD
 from esper.leyline.events import EpochEvent
 from esper.leyline.ids import SeedId
 from esper.leyline.states import IN_PROGRESS
-from esper.tamiyo.contracts import SPREAD
 from esper.tamiyo.work import WorkTally
 
 

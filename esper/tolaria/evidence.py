@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import NormalDist
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from esper.kasmina.bank import SeedBank
+from esper.leyline.commands import SPREAD
 from esper.leyline.errors import DataError
 from esper.leyline.ids import SeedId
 from esper.leyline.reports import Counterfactual
@@ -89,13 +90,22 @@ class Evidence:
         self.forward_samples = 0
 
     def __call__(self, seed_ids: Sequence[str]) -> dict[str, Counterfactual]:
-        """Return each seed's leave-one-out effect: everything else stays on."""
+        """Return each seed's leave-one-out effect: everything else stays on; what was spread is taken away as one."""
         with_all = self.losses()
-        found = {}
-        for name in seed_ids:
-            with _muted(self.bank, SeedId.parse(name)):
-                found[name] = paired(self.losses(), with_all, self.confidence)
+        found: dict[str, Counterfactual] = {}
+        for names in self._together(seed_ids):
+            with ExitStack() as away:
+                for name in names:
+                    away.enter_context(_muted(self.bank, SeedId.parse(name)))
+                found |= dict.fromkeys(names, paired(self.losses(), with_all, self.confidence))
         return found
+
+    def _together(self, seed_ids: Sequence[str]) -> list[list[str]]:
+        groups: dict[str, list[str]] = {}
+        for name in seed_ids:
+            group = self.bank.records[SeedId.parse(name)].group
+            groups.setdefault(group if group.startswith(SPREAD) else name, []).append(name)
+        return list(groups.values())
 
     def loss(self) -> float:
         """Return the mean loss with everything on."""

@@ -74,6 +74,7 @@ def test_what_is_spread_stays_to_be_judged_at_the_end_and_is_no_search(tmp_path:
     trainer(tmp_path, callback).fit(Plain(), datamodule=digits())
     spread = [r for r in callback.controller.reports if r.group.startswith("spread-")]
     assert len(spread) > 1 and all(r.blueprint_id == "BP-WIDEN" and r.counterfactual is not None for r in spread)
+    assert len({(r.outcome, r.counterfactual) for r in spread}) == 1, "they are judged as one"
     ends = {r.stage_steps[SeedState.GRAFTING] + r.stage_steps[SeedState.STABILIZATION] for r in spread}
     spans = list(pairwise(callback.history[:-1]))
     standing = [(before, after) for before, after in spans if after["step"] > callback.history[-1]["step"] - max(ends)]

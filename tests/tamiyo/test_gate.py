@@ -42,7 +42,7 @@ STATUSES = st.builds(
     state=st.sampled_from(SeedState),
     ready=st.booleans(),
     blueprint=st.just("BP-MLP-GELU"),
-    group=st.sampled_from(["", "trial-0", "spread-0.1"]),
+    group=st.sampled_from(["", "trial-0", "spread-0"]),
     params=st.integers(1, 10_000),
     trainable=st.booleans(),
     fault=st.sampled_from(["", "it raised"]),
@@ -110,11 +110,20 @@ def test_a_trial_waits_for_its_last_member() -> None:
 
 
 def test_what_is_spread_is_judged_at_the_end_of_the_run() -> None:
-    spread = seed(0, SeedState.STABILIZATION, group="spread-0.1")
+    spread = seed(0, SeedState.STABILIZATION, group="spread-0")
     assert verbs(observed(spread)) == {}
     assert verbs(observed(spread, final=True)) == {"a#0.0": (SeedCommand.EVALUATE, Reason.STAGE_COMPLETE)}
-    broken = seed(0, SeedState.STABILIZATION, group="spread-0.1", fault="it raised")
+    broken = seed(0, SeedState.STABILIZATION, group="spread-0", fault="it raised")
     assert verbs(observed(broken)) == {"a#0.0": (SeedCommand.EVALUATE, Reason.RUNTIME_ERROR)}
+
+
+@pytest.mark.parametrize("lower", [0.021, 0.023])
+def test_what_is_spread_stays_or_goes_as_one(lower: float) -> None:
+    """Two children of 1,000 parameters, whose prices are .011 each."""
+    members = [seed(n, SeedState.EVALUATING, group="spread-0") for n in range(2)]
+    found = verbs(observed(*members, evidence={m.seed_id: lower for m in members}, final=True))
+    kept, gone = (SeedCommand.FINE_TUNE, Reason.GATE_PASSED), (SeedCommand.CULL, Reason.GATE_FAILED)
+    assert found == dict.fromkeys([m.seed_id for m in members], kept if lower > 0.022 else gone)
 
 
 def test_without_evidence_nothing_is_judged() -> None:

@@ -137,7 +137,7 @@ def test_the_growth_points_share_the_budget() -> None:
 def test_no_trial_follows_one_at_which_nothing_stood_out() -> None:
     def proposed(lower: float) -> tuple[object, ...]:
         trial = report("BP-CONV-CAUSAL", "trial-0", kept=True, lower=lower)
-        after = report("BP-CONV-CAUSAL", "invest-0" if lower > 0.1 else "spread-0.0", kept=True, lower=0.1)
+        after = report("BP-CONV-CAUSAL", "invest-0" if lower > 0.1 else "spread-0", kept=True, lower=0.1)
         heuristic = policy("heuristic", trials=2, budget=60_000)
         return heuristic.propose(observed(1200, reports=(trial, after))).commands  # type: ignore[attr-defined, no-any-return]
 

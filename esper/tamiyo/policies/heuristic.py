@@ -6,11 +6,12 @@ ranks kinds well is a short live trial of small proxies, judged by leave-one-out
 
 from typing import final
 
+from esper.leyline.commands import SPREAD
 from esper.leyline.ids import SeedId
 from esper.leyline.reports import FieldReport
 from esper.leyline.states import SeedState
 from esper.tamiyo.config import TamiyoConfig
-from esper.tamiyo.contracts import SPREAD, Decision, Observation, SeedStatus
+from esper.tamiyo.contracts import Decision, Observation, SeedStatus
 from esper.tamiyo.menu import Menu, Offer, germinate
 from esper.tamiyo.policies.base import Policy, due, remaining
 from esper.tamiyo.policies.priors import WIDENED, spreading, widening
@@ -27,8 +28,8 @@ class Heuristic(Policy):
        block that it widens), all grafted together and judged by leave-one-out (`gate`). Kinds that earlier runs found
        wanting, and those that the run cannot afford to try, are left out (`Proxies`).
     2. If the winner's gain stands out, an equal part of the budget goes to one more child of its kind at its site.
-    3. If nothing stands out: widening spread over the blocks and judged at the end of the run, or nothing, as the
-       config says; and no further trial, because what was not worth its price at this size of the model will not be
+    3. If nothing stands out: widening spread over the blocks and judged as one at the end of the run, or nothing, as
+       the config says; and no further trial, because what was not worth its price at this size of the model will not be
        at a larger one.
     """
 
@@ -112,8 +113,8 @@ class Heuristic(Policy):
         name = spreading(sites[0].shape)
         room = remaining(observation, self.config).share(len(sites))
         offers = [o for s in sites if (o := self.menu.offer(s, name, room)) is not None]
-        commands = tuple(germinate(o, seed=self.config.seed, group=f"{group}.{n}") for n, o in enumerate(offers))
-        why = f"no kind stood out: {name} spread over {len(offers)} blocks, judged at the end" if offers else ""
+        commands = tuple(germinate(o, seed=self.config.seed, group=group) for o in offers)
+        why = f"no kind stood out: {name} spread over {len(offers)} blocks, judged as one at the end" if offers else ""
         return Decision(commands, why)
 
     def foresee(self, observation: Observation) -> list[Offer]:
