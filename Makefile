@@ -72,6 +72,7 @@ docs: $(STAMP) $(SITE)
 	@echo "build/site/index.html; to search in it: $(BIN)/python -m http.server -d build/site"
 
 bench: $(STAMP)
+	$(BIN)/esper bench speed --compile
 	$(BIN)/python benchmarks/leyline.py
 	$(BIN)/python benchmarks/kasmina.py
 	$(BIN)/python benchmarks/attach.py
@@ -91,6 +92,7 @@ soak: $(STAMP)
 	$(BIN)/python benchmarks/kernels.py --write benchmarks/results/kernels_all.md all
 	$(BIN)/python benchmarks/growth.py --write benchmarks/results/growth.md
 	$(BIN)/python benchmarks/sequence.py --write benchmarks/results/sequence.md
+	$(BIN)/esper bench stability --jobs 2
 	$(BIN)/python benchmarks/windows.py
 
 clean:

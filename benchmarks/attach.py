@@ -4,13 +4,11 @@
 weights): first the 48 projections of its 12 blocks, then, for Esper alone, its default sites. The two take turns in one
 process, each on a model of its own that is made outside the clock; medians of wall time on one thread.
 `--check` exits with status 1 if Esper takes more than twice as long.
+`esper bench speed --rows attach` measures the same on a transformer of ours.
 """
 
 import argparse
-import gc
-import statistics
 import sys
-import time
 import warnings
 
 import torch
@@ -22,9 +20,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 import esper
+from esper.bench.speed.attach import BUDGET, rounds, with_default_seeds
 
 PROJECTIONS = ("c_attn", "c_proj", "c_fc")
-BUDGET = 2.0
 
 
 def host() -> GPT2LMHeadModel:
@@ -47,31 +45,11 @@ def with_seeds(model: GPT2LMHeadModel) -> int:
     return len(morphable.bank.layers)
 
 
-def with_default_seeds(model: GPT2LMHeadModel) -> int:
-    """Attach seeds wherever they go by default; return the number of sites."""
-    return len(esper.wrap(model).bank.layers)
-
-
 ROUTES = {
     "peft.get_peft_model, LoRA of rank 8": with_lora,
     "esper.wrap, the same sites": with_seeds,
     "esper.wrap, default sites": with_default_seeds,
 }
-
-
-def measure(rounds: int) -> dict[str, tuple[int, float]]:
-    """Return sites and median milliseconds by route."""
-    times: dict[str, list[float]] = {name: [] for name in ROUTES}
-    sites: dict[str, int] = {}
-    for round_ in range(rounds + 1):
-        for name, attach in ROUTES.items():
-            model = host()
-            gc.collect()
-            start = time.perf_counter()
-            sites[name] = attach(model)
-            if round_:  # the first round imports and fills caches
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: (sites[name], statistics.median(times[name])) for name in ROUTES}
 
 
 def main() -> int:
@@ -83,7 +61,7 @@ def main() -> int:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore")
-    found = measure(3 if args.quick else 15)
+    found = rounds(host, ROUTES, 3 if args.quick else 15)
     base_sites, base = found["peft.get_peft_model, LoRA of rank 8"]
     table = Table("what", "sites", "median", "ratio", "at most", box=SIMPLE_HEAD)
     for name, (sites, milliseconds) in found.items():

@@ -20,25 +20,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch._dynamo.utils import counters
 
+from esper.bench.speed.graft import BUDGET as GRAFT_BUDGET
+from esper.bench.speed.graft import PLACE, STREAM, compile_blocks, grafts
+from esper.bench.speed.kernels import hit_line
 from esper.blueprints import SiteShape
 from esper.kasmina.kernels import Kernel, KernelRequest
 from esper.kasmina.library_store import LibraryKernelStore
 from esper.kasmina.steps import SeedStepper
 from esper.kasmina.wrapper import MorphableModel, wrap
-from esper.kasmina.writer import Moment, SeedWriter
-from esper.leyline.commands import KasminaControlCommand
-from esper.leyline.ids import SeedId
-from esper.leyline.states import SeedCommand
 from esper.models import ByteLM
 
-STREAM = ["*.after_attn", "*.after_ffn"]
 BLOCK_STEPS = 20
-STEADY_STEPS = 5
 DORMANT_BUDGET = 1.01
-GRAFT_BUDGET = 1.2
-HIT_BUDGET_US = 10.0
 
 
 class Row(NamedTuple):
@@ -141,42 +135,23 @@ def kernels(times: int) -> Iterator[Row]:
     start = time.perf_counter()
     wait(store, request)
     yield Row("kernel, verified and warmed up off the thread", 1e3 * (time.perf_counter() - start), "ms", None)
-    yield Row("kernel, cached hit", 1e6 * seconds(lambda: store.poll(request), times) / times, "us", HIT_BUDGET_US)
     store.close()
+    hit = hit_line(times)
+    yield Row(hit.what, hit.value, hit.unit, hit.target)
 
 
-def compiled(model: nn.Module) -> nn.Module:
-    """Compile every block of a host with inductor."""
-    host = model.host if isinstance(model, MorphableModel) else model
-    for block in host.blocks:
-        block.compile()
-    return model
-
-
-def graphs() -> int:
-    """Return how many graphs were compiled so far."""
-    return int(counters["stats"]["unique_graphs"])
-
-
-def graft_steps(kind: str, model: MorphableModel, repeats: int, path: str = "blocks.0.after_attn") -> Iterator[Row]:
+def graft_steps(kind: str, model: MorphableModel, count: int, place: str = PLACE) -> Iterator[Row]:
     """Yield the first step with a new child over its steady steps, and what the compiler did meanwhile."""
-    store = LibraryKernelStore()
-    writer, step = SeedWriter(model.bank, store, lambda event: None), make_step(model)
-    seconds(step, 3)
-    ratios, before = [], graphs()
-    for repeat in range(repeats):
-        seed = SeedId(path, 0, repeat)
-        _apply(writer, SeedCommand.GERMINATE, seed)
-        _apply(writer, SeedCommand.LOAD, seed)
-        wait(store, writer.request(seed))
-        seconds(step, 2)
-        first = seconds(lambda seed=seed: (_graft(writer, seed), step()), 1)
-        ratios.append(first / (seconds(step, STEADY_STEPS) / STEADY_STEPS))
-        _apply(writer, SeedCommand.CULL, seed)
-    store.close()
-    yield Row(f"graft step, {kind}: first over steady", statistics.median(ratios), "ratio", GRAFT_BUDGET)
+    found = grafts(model, make_step(model), count, place)
+    yield Row(f"graft step, {kind}: first over steady", statistics.median(found.first), "ratio", GRAFT_BUDGET)
     if kind != "eager":
-        yield Row(f"graft step, {kind}: graphs compiled by {repeats} grafts", graphs() - before, "", 0.0)
+        yield Row(f"graft step, {kind}: graphs compiled by {count} grafts", found.recompiled, "", 0.0)
+
+
+def compiled(host: ByteLM) -> ByteLM:
+    """Compile every block of a host with inductor."""
+    compile_blocks(host, "inductor")
+    return host
 
 
 def compiled_rows(pairs: int, repeats: int) -> Iterator[Row]:
@@ -185,30 +160,13 @@ def compiled_rows(pairs: int, repeats: int) -> Iterator[Row]:
     seconds(reference, 3)
     places = (("residual stream", STREAM, "blocks.0.after_attn"), ("default sites", None, "blocks.0.attn"))
     for name, targets, path in places:
-        model = compiled(probed(wrap(bare(), targets=targets)))
+        model = probed(wrap(bare(), targets=targets))
+        compile_blocks(model.host, "inductor")
         step = telemetric_step(model)
         seconds(step, 3)
         ratio, sites = paired_ratio(step, reference, pairs), len(model.bank.layers)
         yield Row(f"compiled, dormant, {name}: {sites} sites", ratio, "ratio", None, "the graph breaks at a site")
         yield from graft_steps(f"compiled, {name}", model, repeats, path)
-
-
-def _graft(writer: SeedWriter, seed: SeedId) -> None:
-    _apply(writer, SeedCommand.GRAFT, seed)
-    graft = writer.bank.graft(seed)
-    assert graft is not None
-    graft.set_alpha(0.05)
-    writer.bank.layer(seed.layer).refresh()
-
-
-def _apply(writer: SeedWriter, verb: SeedCommand, seed: SeedId) -> None:
-    command = KasminaControlCommand(
-        command=verb,
-        target_layer_id=seed.layer,
-        target_seed_id=str(seed),
-        blueprint_id="BP-CONV-CAUSAL" if verb is SeedCommand.GERMINATE else "",
-    )
-    writer.apply([command], Moment("benchmark", 0, 0))
 
 
 def main() -> int:

@@ -2,8 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 from esper import __version__
 from esper.config import unknown_key
@@ -41,6 +43,8 @@ usage: esper COMMAND [options]
   watch       watch a run in the terminal:    esper watch RUN [--once] [--serve HOST:PORT]
               watch one elsewhere:            esper watch --connect HOST:PORT [--key FILE --server_key KEY]
   bench       ask whether growth pays:        esper bench growth +experiment=NAME [--seeds N] [--arms ARM...]
+              measure what seeds cost here:   esper bench speed [--rows NAME...] [--compile]
+              and what many grafts do:        esper bench stability [--seeds N] [--grafts N]
   forge       compile for every run here:     esper forge [--listen HOST]
   kernels     list compiled kernels:          esper kernels [--watch] [--json]
   curate      look after the kernel store:    esper curate
@@ -97,8 +101,24 @@ def _dispatch(args: list[str]) -> int:
     # Torch and Lightning take seconds to import, which the other commands need not pay.
     from esper.run import EsperCLI
 
-    EsperCLI(args)
+    with _importable_here():
+        EsperCLI(args)
     return 0
+
+
+@contextmanager
+def _importable_here() -> Iterator[None]:
+    """Let a configuration name classes of the user's own in the current folder, which a console script cannot see."""
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        # Last, so that nothing here hides an installed package.
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(here)
 
 
 def recipe(args: Sequence[str]) -> int:
@@ -120,8 +140,6 @@ def export(args: Sequence[str]) -> int:
     parser.add_argument("path", help="a .pt2 program, a .onnx model, or a folder")
     parser.add_argument("--no-merge", action="store_true", help="keep every child beside the host")
     given = parser.parse_args(args)
-    from pathlib import Path
-
     from esper.tolaria.export import export as write
     from esper.tolaria.saved import load_model
 

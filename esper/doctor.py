@@ -97,14 +97,14 @@ def _import_module(name: str) -> ModuleType:
     return module
 
 
-def _guarded(action: Callable[[], Any], what: str) -> Any:
-    """Run the user's code; whatever it raises is told in a line."""
+def _guarded(action: Callable[[], Any], what: str, advice: str = "") -> Any:
+    """Run the user's code; whatever it raises is told in a line, with what may help."""
     try:
         return action()
     except EsperError:
         raise
     except Exception as error:
-        raise ConfigError(f"{what} {type(error).__name__}: {error}; ESPER_TRACEBACK=1 shows where.") from error
+        raise ConfigError(f"{what} {type(error).__name__}: {error}; {advice}ESPER_TRACEBACK=1 shows where.") from error
 
 
 def _offers(module: ModuleType, name: str) -> str:
@@ -203,10 +203,21 @@ def probe(model: MorphableModel, batch: Any) -> None:
             model.eval()
             run()
 
-    _guarded(both, "the model does not run on this batch:")
+    _guarded(both, "the model does not run on this batch:", _advice(model.host, batch))
     for layer in model.bank.all_layers():
         if reason := layer.finish_probe():
             model.bank.refused[layer.path] = reason
+
+
+def _advice(host: nn.Module, batch: Any) -> str:
+    """Return what is to be looked at where a model does not run on a batch."""
+    advice = ""
+    if hasattr(host, "training_step"):
+        advice += "a LightningModule needs a forward here, or let the factory return the network inside it; "
+    tokens = any(isinstance(module, nn.Embedding) for module in host.modules())
+    if tokens and any(tensor.is_floating_point() for tensor in _tensors(batch)):
+        advice += "the batch holds floats, and token ids are given as --input 2x16:int100; "
+    return advice
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -249,7 +260,8 @@ def _notes(model: MorphableModel, layers: list[KasminaLayer], fits: Mapping[str,
     if not fits and layers:
         notes.append(
             "No batch was given, so shapes, fitting blueprints, and whether gradients reach each site are not known. "
-            "Let the factory return (model, batch), or say for example --input 2x3x32x32."
+            "Let the factory return (model, batch), or say for example --input 2x3x32x32, "
+            "or 2x16:int100 for token ids below 100."
         )
     mixing = {b.ir.name for b in load_library() if mixes_tokens(b.ir.model_dump())}
     writes = any(getattr(module, "generation_config", None) is not None for module in model.host.modules())

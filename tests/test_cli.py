@@ -1,6 +1,7 @@
 """The command line, as a user types it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,24 @@ def test_fit_then_test_from_what_the_run_left(file: Path, capsys: pytest.Capture
     assert saved["tamiyo"]["kasmina"] == {"preset": "strict"}
     assert main(["test", "--config", str(left)]) == 0
     assert "report_loss" in capsys.readouterr().out
+
+
+def test_a_class_of_the_users_own_lies_beside_the_configuration(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "from esper.tolaria.module import TolariaModule\n\n\nclass OfMyOwn(TolariaModule):\n    pass\n"
+    (file.parent / "written_by_a_user.py").write_text(own)
+    file.write_text(file.read_text().replace("class_path: TolariaModule", "class_path: written_by_a_user.OfMyOwn"))
+    monkeypatch.chdir(file.parent)
+    before = list(sys.path)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "--config", str(file), "--print_config"])
+    finally:
+        sys.modules.pop("written_by_a_user", None)
+    assert stop.value.code == 0
+    assert "class_path: written_by_a_user.OfMyOwn" in capsys.readouterr().out
+    assert sys.path == before
 
 
 def test_a_preset_is_not_overruled_by_defaults(file: Path) -> None:

@@ -51,6 +51,19 @@ def number():
     return 3
 
 
+def reader():
+    return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))
+
+
+class Lightning(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def training_step(self, batch, index):
+        return self.net(batch).mean()
+
+
 class Example(Net):
     example_input_array = torch.randn(2, 3, 8, 8)
 
@@ -164,12 +177,14 @@ def test_a_language_model_is_told_of_its_cache() -> None:
         (["{0}:"], "names no factory"),
         (["nowhere.py:build"], "there is no file nowhere.py; give it as FILE.py:FACTORY"),
         (["{0}:biuld"], "has no 'biuld'; did you mean 'build'?"),
-        (["{0}:zzz"], "has no 'zzz'; it offers Example, Net, broken, build"),
+        (["{0}:zzz"], "has no 'zzz'; it offers Example, Lightning, Net, broken"),
         (["{0}:broken"], "raised ValueError: no weights here; ESPER_TRACEBACK=1 shows where"),
         (["{0}:number"], "returned int; a torch.nn.Module, or a pair of module and example batch"),
         (["{0}:ready"], "is a Net; a function or class that returns a model is needed"),
         (["no.such.package:build"], "no.such.package cannot be imported: ModuleNotFoundError"),
         (["{0}:build", "--input", "2x3"], "the model does not run on this batch: RuntimeError"),
+        (["{0}:reader", "--input", "2x3"], "the batch holds floats, and token ids are given as --input 2x16:int100;"),
+        (["{0}:Lightning", "--input", "2x3x8x8"], "let the factory return the network inside it; ESPER_TRACEBACK=1"),
         (["{0}:build", "--input", "2x3x"], "'2x3x' is no shape; write 2x3x32x32"),
         (["{0}:build", "--input", "0x3"], "'0x3' is no shape"),
         (["{0}:build", "--input", "2x3:int0"], "is no shape"),

@@ -76,6 +76,16 @@ def _value(node: ast.expr, tree: ast.Module) -> object:
     """Return a constant, that of a name, or the source of anything else."""
     if isinstance(node, ast.Name):
         return _constant(tree, node.id)
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values]
+        return "".join(str(_value(part, tree)) for part in parts)
+    return _plain(node)
+
+
+def _plain(node: ast.expr) -> object:
+    """Return a constant, or the source of anything else; of a path, which folder."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Path":
+        return _plain(node.args[0])
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -86,7 +96,7 @@ def _constant(tree: ast.Module, name: str) -> object:
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            return ast.literal_eval(node.value)  # type: ignore[attr-defined]
+            return _plain(node.value)  # type: ignore[attr-defined]
         imported = isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]
         if imported and str(node.module).startswith("esper."):  # type: ignore[attr-defined]
             return _constant(tree_of(_file(str(node.module))), name)  # type: ignore[attr-defined]

@@ -137,7 +137,7 @@ Losses are those of the report part, which nothing that decides has read ({part}
 interval. Gains are paired seed by seed, positive is better: what an arm's loss is lower by. `compute` is the training
 work of an arm as a ratio to that of `{grown}`, by the runs' own account: training, and for what grows the search and
 its evaluations too; neither the validations that every run makes nor a teacher's forward passes are in it.
-`latency` is a forward of {batch} samples in evaluation, `peak` the most memory of the process, `seconds` the training
+`latency` is a forward of {batch} in evaluation, `peak` the most memory of the process, `seconds` the training
 and the measurement of the report part. `kept` says in how many runs a kind was kept.
 
 {arms}
@@ -165,10 +165,14 @@ def markdown(results: Results, command: str) -> str:
         table="\n".join(f"| {' | '.join(line)} |" for line in lines),
         part="; ".join(sorted({row["report_part"] for row in rows})) or "no row was made",
         grown=GROWN,
-        batch=" or ".join(sorted({str(row["latency_batch"]) for row in rows})) or "no",
+        batch=" or ".join(sorted({_samples(row["latency_batch"]) for row in rows})) or "no sample",
         arms="\n".join(f"- `{arm}`: {_about(results, arm)}." for arm in results.arms),
         versions="; ".join(sorted({_versions(row["versions"]) for row in rows})) or "nothing ran",
     )
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'' if count == 1 else 's'}"
 
 
 def _about(results: Results, arm: str) -> str:

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import nn
 
 from esper.tolaria.card import Fate, exported_card
 from esper.tolaria.plain_code import code_of
-from esper.tolaria.saved import WEIGHTS, replacing
+from esper.tolaria.saved import WEIGHTS, replacing, save_weights
 
 CODE = "grown.py"
 
@@ -39,7 +38,7 @@ def write_folder(model: nn.Module, path: Path, lineage: dict[str, Any], fates: S
     code = code_of(model)
     with replacing(path) as folder:
         weights = {name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}
-        save_file(weights, folder / WEIGHTS)
+        save_weights(weights, folder / WEIGHTS)
         (folder / CODE).write_text(code, encoding="utf-8")
         (folder / "lineage.json").write_text(json.dumps(lineage, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(exported_card(lineage, fates, type(model).__name__), encoding="utf-8")

@@ -181,6 +181,8 @@ def save_onnx(model: nn.Module, example: Example, path: Path, lineage: dict[str,
 
 def _traced(model: nn.Module, example: Example) -> tuple[ExportedProgram, list[Example]]:
     """Return the program with as many free axes as torch allows, and the inputs on which it was checked."""
+    # With a view torch would guard the tensor behind it, which the inputs of later calls do not have.
+    example = example.map(lambda t: t.detach().clone())
     # Torch takes an axis of length one for a constant.
     tensors = example.tensors()
     inputs = example.larger() if all(t.dim() and len(t) == 1 for t in tensors) else example

@@ -106,10 +106,18 @@ def with_seeds(model: nn.Module) -> MorphableModel:
     return MorphableModel(host, bank)
 
 
+def save_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors to a new file that others may read like any other: safetensors makes it the owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(weights, path)
+    path.chmod(mode)
+
+
 def _write(morphable: MorphableModel, folder: Path, state: dict[str, torch.Tensor]) -> None:
     bank = morphable.bank
     weights = {name: t.clone().contiguous() for name, t in state.items()}
-    save_file(weights, folder / WEIGHTS)
+    save_weights(weights, folder / WEIGHTS)
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     topology = {
         "format": FORMAT,

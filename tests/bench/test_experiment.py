@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from esper.bench.commands import experiments
 from esper.bench.experiment import OUTPUT, from_conf, from_file, tasks
+from esper.bench.growth_command import experiments
 from esper.config import moved
 from esper.leyline.errors import ConfigError
 from tests.bench.samples import digits

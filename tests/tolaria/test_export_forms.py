@@ -122,6 +122,18 @@ def test_a_process_without_esper_runs_every_form(tmp_path: Path, monkeypatch: py
     assert len(json.loads(lineage["lineage.json"])["fossils"]) == 5
 
 
+@pytest.mark.slow
+def test_an_example_that_is_a_slice_makes_a_program_for_any_batch(tmp_path: Path) -> None:
+    tokens = torch.randint(0, 32, (4, 10))
+    host = nn.Sequential(nn.Embedding(32, 16), nn.Linear(16, 8))
+    model = wrapped(host, tokens)
+    grafted(model, "1", "BP-NORM-RMS")
+    esper.export(model, tmp_path / "net.pt2", example=tokens[:, :-1])
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    other = torch.randint(0, 32, (7, 9))
+    assert close(program(other), outputs(model, other))
+
+
 class Pairs(nn.Module):
     """Takes two samples, or refuses to be traced."""
 

@@ -61,8 +61,13 @@ def test_a_foreign_host_is_given_by_hand(tmp_path: Path) -> None:
     x = torch.randn(2, 3)
     assert loaded.host is fresh
     assert torch.equal(loaded(x), model(x))
-    with pytest.raises(CheckpointError, match="pass `host=`"):
+    with pytest.raises(CheckpointError, match=r"esper.load_model\(FOLDER, host="):
         esper.load_model(tmp_path / "model")
+
+
+def test_weights_may_be_read_by_whoever_may_read_the_rest(grown: esper.MorphableModel, tmp_path: Path) -> None:
+    folder = esper.save_model(grown, tmp_path / "model")
+    assert len({file.stat().st_mode for file in folder.iterdir() if file.is_file()}) == 1
 
 
 def test_lineage_names_the_evidence(grown: esper.MorphableModel, tmp_path: Path) -> None:

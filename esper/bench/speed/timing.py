@@ -1,4 +1,4 @@
-"""Time calls against each other on a machine that is never quite still."""
+"""Times calls against each other on a machine that is never quite still."""
 
 import gc
 import statistics
@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 Call = Callable[[], object]
+
+_BATCHES = 10
 
 
 class Median(NamedTuple):
@@ -18,14 +20,24 @@ class Median(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Median":
-        """Summarise values: ranks `n / 2 -+ 0.98 * sqrt(n)` bound the median with 95 % confidence."""
+        """Summarise values: ranks `n / 2 -+ 0.98 * sqrt(n)` bound the median with 95 % confidence.
+
+        Example:
+            >>> Median.of([3.0, 1.0, 2.0])
+            Median(value=2.0, low=1.0, high=3.0)
+        """
         ordered, n = sorted(values), len(values)
         reach = 0.98 * n**0.5
         low, high = max(0, int(n / 2 - reach)), min(n - 1, int(n / 2 + reach))
         return cls(statistics.median(ordered), ordered[low], ordered[high])
 
     def percent(self) -> str:
-        """Show a ratio as a difference from 1, in percent."""
+        """Show a ratio as a difference from 1, in percent.
+
+        Example:
+            >>> Median(1.01, 0.99, 1.02).percent()
+            '+1.00 % [-1.00, +2.00]'
+        """
         return f"{100 * (self.value - 1):+.2f} % [{100 * (self.low - 1):+.2f}, {100 * (self.high - 1):+.2f}]"
 
 
@@ -34,6 +46,23 @@ def seconds(call: Call, clock: Callable[[], float] = time.process_time) -> float
     start = clock()
     call()
     return clock() - start
+
+
+def timed(call: Call, times: int) -> list[float]:
+    """Return the seconds on the clock of each of so many calls, after one that does not count."""
+    call()
+    return [seconds(call, time.perf_counter) for _ in range(times)]
+
+
+def least(call: Call, times: int) -> float:
+    """Return the least mean of a call over ten batches of them, in seconds: what else the machine does only adds."""
+    rounds = range(max(1, times // _BATCHES))
+
+    def batch() -> None:
+        for _ in rounds:
+            call()
+
+    return min(timed(batch, _BATCHES)) / len(rounds)
 
 
 def blocks(
@@ -51,9 +80,11 @@ def blocks(
         times = dict.fromkeys(names, float("inf"))
         gc.collect()
         gc.disable()
-        for name in (order + order[::-1]) * repeats:
-            prepare(name)
-            times[name] = min(times[name], seconds(calls[name]))
-        gc.enable()
+        try:
+            for name in (order + order[::-1]) * repeats:
+                prepare(name)
+                times[name] = min(times[name], seconds(calls[name]))
+        finally:
+            gc.enable()
         found.append(times)
     return found
