@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from esper.blueprints import BlueprintIR, Library, fit_dims, why_not
+from esper.blueprints import BlueprintIR, Library, SiteShape, fit_dims, why_not
 from esper.blueprints.estimate import Estimate
 from esper.blueprints.families import MENUS, family_of
 from esper.blueprints.ir import Placement
@@ -78,6 +78,14 @@ class Offer(NamedTuple):
         return f"{self.site.path}#{self.site.chunk}.{self.site.slot}"
 
 
+class _Size(NamedTuple):
+    """What is the same of an offer at all sites that are alike."""
+
+    reads: Placement
+    dims: dict[str, int]
+    cost: Estimate
+
+
 class Menu:
     """The blueprints that may grow in a run.
 
@@ -95,6 +103,8 @@ class Menu:
         self.given = tuple(names) if names is not None else None
         for name in self.given or ():
             library[name]
+        # Many sites are alike, and every boundary asks again.
+        self._sizes: dict[tuple[str, SiteShape, bool, Room], _Size | None] = {}
 
     def names(self, sites: Iterable[Site]) -> tuple[str, ...]:
         """Return the blueprints that may grow in a host with these sites."""
@@ -102,8 +112,17 @@ class Menu:
 
     def offer(self, site: Site, blueprint: str, room: Room) -> Offer | None:
         """Return the largest child that there is room for, or None if none fits or it is under embargo."""
+        if blueprint in site.closed:
+            return None
+        key = (blueprint, site.shape, site.same_grid, room)
+        if key not in self._sizes:
+            self._sizes[key] = self._size(site, blueprint, room)
+        size = self._sizes[key]
+        return Offer(site, blueprint, size.reads, dict(size.dims), size.cost) if size else None
+
+    def _size(self, site: Site, blueprint: str, room: Room) -> _Size | None:
         ir = placed(self.library[blueprint].ir, site)
-        if ir is None or blueprint in site.closed or why_not(ir, site.shape) is not None:
+        if ir is None or why_not(ir, site.shape) is not None:
             return None
         limit = room.params
         while limit > 0:
@@ -113,7 +132,7 @@ class Menu:
                 return None
             cost = self.library[blueprint].estimate(site.shape, dims, reads=ir.reads)
             if room.holds(cost):
-                return Offer(site, blueprint, ir.reads, dims, cost)
+                return _Size(ir.reads, dims, cost)
             limit = min(cost.params - 1, limit * 3 // 4)
         return None
 
