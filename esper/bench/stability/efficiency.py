@@ -30,7 +30,7 @@ class Arm(NamedTuple):
         targets: globs over the places of the children.
         everywhere: whether each place has one, or the first alone.
         sizes: ranks of each adapter, or parameters of the child.
-        lr: rate of AdamW: the best of .001, .003 and .01 on the decision part of seed 0, at one size.
+        lr: rate of AdamW, chosen on the decision part of seed 0 at one size; docs/bench-stability.md says among which.
         about: what it is, for people.
     """
 
